@@ -337,18 +337,19 @@ def evaluate(
 ) -> None:
     """Measure how well a model answers the questions of a suite, or predicts a text."""
     from culm.files import is_points
-
-    if is_points(model):
-        from culm.verbs.graph import show_reconstruction
-
-        show_reconstruction(model, as_json)
-        return
     from culm.verbs.evaluate import Options, show_evaluation
 
     options = Options(
         suite, questions, data, text, out, against, contamination, lm_eval, include_path,
         judge, as_json, device, dtype,
     )  # fmt: skip
+    if is_points(model):
+        from culm.verbs.evaluate_options import refuse_for_points
+        from culm.verbs.graph import show_reconstruction
+
+        refuse_for_points(vars(options), vars(Options()))
+        show_reconstruction(model, as_json)
+        return
     show_evaluation(model, options)
 
 
@@ -412,8 +413,9 @@ def inspect(
     from culm.files import is_points
 
     if disc or near is not None or is_points(model):
-        from culm.verbs.graph import show_points
+        from culm.verbs.graph import refuse_text, show_points
 
+        refuse_text(attention, logit_lens, histograms)
         show_points(model, disc, near, out, format, overwrite)
         return
     if not (attention or logit_lens or histograms):

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Self
 
 import torch
-from pydantic import Field, PositiveFloat
+from pydantic import Field, PositiveFloat, model_validator
 from torch import Tensor
 
 from culm.bytelatent.bridge import Ends
@@ -41,6 +41,15 @@ class Entropy(Config):
     bytes_per_patch: float = Field(default=4.5, gt=1)
     monotonic: bool = False
     max_bytes: int = Field(default=16, ge=2)
+
+    @model_validator(mode="after")
+    def _reachable(self) -> Entropy:
+        if self.bytes_per_patch > self.max_bytes:
+            raise ValueError(
+                f"bytes_per_patch: patches of {self.bytes_per_patch:g} bytes on average are longer "
+                f"than max_bytes={self.max_bytes}; lower it, or raise max_bytes"
+            )
+        return self
 
 
 class EntropyPatcher(FullPrecision, CustomInit):

@@ -11,6 +11,11 @@ from culm.adapt.quantize.linear import QuantizedLinear
 from culm.model.transformer import Transformer
 
 PLAIN_TEXT = "plain text"
+THOUGHTS = "thoughts in place of steps"
+WITHOUT_THOUGHTS = (
+    "this model learned to answer after continuous thoughts, which generated texts and other "
+    "programs do not have: only the measure `thoughts` gives it them"
+)
 NAME, FENCE = "README.md", "---\n"
 REWARD = """\
 ```bash
@@ -63,7 +68,13 @@ def _training(stages: Sequence[str]) -> str:
     if not stages:
         return ""
     kind = "This is a base model: it continues a text.\n" if is_base(stages) else ""
-    return f"{kind}It was trained on {', then on '.join(stages)}."
+    note = f" Note: {WITHOUT_THOUGHTS}." if thinks(stages) else ""
+    return f"{kind}It was trained on {', then on '.join(stages)}.{note}"
+
+
+def thinks(stages: Sequence[str]) -> bool:
+    """Whether a model with these stages learned to think in its states before it answers."""
+    return bool(stages) and stages[-1].startswith(THOUGHTS)
 
 
 def is_base(stages: Sequence[str]) -> bool:

@@ -14,6 +14,7 @@ from culm.adapt.quantize.method import RTN, Method
 from culm.adapt.quantize.quantizer import LinearQuantizer
 from culm.config import SettingError, parse
 from culm.convert import gguf, hf, native
+from culm.convert.card import WITHOUT_THOUGHTS, thinks
 from culm.convert.family import NoFamilyError
 from culm.convert.load import find_model, read, refuse_overwrite
 from culm.convert.weights import set_precision
@@ -78,6 +79,8 @@ def export(source: str | Path, out: str | Path, dtype: str = "", family: str = "
     """
     refuse_overwrite(source, out)
     model, tokenizer = read(source, "cpu", torch.float32)
+    if thinks(model.trained_on):
+        say(f"{source}: {WITHOUT_THOUGHTS}.")
     plain = model.config.model_copy(update={"mtp": None}).build(device="meta")
     numbers = sum(weight.numel() for weight in plain.parameters())
     with progress("export", numbers, "numbers") as bar:

@@ -12,7 +12,9 @@ from typing import Any, Literal, NamedTuple
 
 import yaml
 
+from culm import log
 from culm.config import SettingError, did_you_mean
+from culm.data import manifest as corpus
 from culm.files import read_json, read_lines
 from culm.train.run_folder import MANIFEST, SETTINGS
 from culm.train.trackers.tracker import numbers
@@ -21,6 +23,7 @@ Axis = Literal["step", "tokens", "flops"]
 OWN = ("folder", "seed", "device", "train.trackers")  # settings of a run that make no other curve
 # At the end of a folder's name: not the 2 of `gpt2`, nor the exponent of `rate=1e-3`.
 SEED = re.compile(r"[-_.]?seed[-_.]?\d*$|(?<!\de)[-_]\d+$")
+OF_TEXT = ("loss", "bits_per_byte", "mrr")  # metrics whose values say as much about the text read
 WINDOW = 10  # last values of a metric that are averaged; a loss differs much from step to step
 
 
@@ -58,7 +61,7 @@ class Run:
     """A run folder. settings: by dotted names. values: of each metric, by step. tokens: by step.
     flops_per_token: of training, if the run could count them. diverged: metrics whose last value is
     no finite number; those before it say nothing about where the run ended. reads: the folders of
-    the runs that settings name, by setting.
+    the runs that settings name, by setting. seed: of the run. text: what its corpus was made from.
     """
 
     folder: Path
@@ -68,6 +71,8 @@ class Run:
     flops_per_token: float | None = None
     diverged: frozenset[str] = frozenset()
     reads: Mapping[str, Path] = field(default_factory=dict)
+    seed: int | None = None
+    text: tuple[str, ...] = ()
 
     def at(self, step: int, axis: Axis) -> float:
         """Where on an axis a step is; not finite if the run does not know that axis."""
@@ -109,11 +114,13 @@ def read_measured(folder: Path) -> Run:
     manifest = folder / MANIFEST
     starts = (read_json(manifest).get("starts") if manifest.is_file() else None) or [{}]
     flops = starts[-1].get("flops_per_token")
-    given = _given(folder)
+    every = flat(yaml.safe_load(path.read_text(encoding="utf-8")))
+    given = _without_own(every)
     tokens = values.get("tokens", {})
     return Run(
-        folder, _comparable(given), values, tokens, flops, frozenset(diverged), _runs_in(given)
-    )
+        folder, _comparable(given), values, tokens, flops, frozenset(diverged), _runs_in(given),
+        every.get("seed"), _text_of(folder, given),
+    )  # fmt: skip
 
 
 def _note(
@@ -133,10 +140,59 @@ def sound(runs: Sequence[Run], metric: str) -> list[Run]:
     return [run for run in runs if metric not in run.diverged]
 
 
+def measured(runs: Sequence[Run], metric: str) -> list[Run]:
+    """Without those that did not measure it; they are named.
+
+    Raises:
+        SettingError: none of them did.
+    """
+    found = [run for run in runs if metric in run.values or metric in run.diverged]
+    if not found:
+        known = did_you_mean(metric, sorted({name for run in runs for name in run.values}))
+        raise SettingError(f"--metric: {runs[0].folder} has no {metric!r}{known}")
+    if len(found) < len(runs):
+        left = ", ".join(str(run.folder) for run in runs if run not in found)
+        log.say(f"No {metric}, and left out: {left}")
+    return found
+
+
+def one_of_each_seed(runs: Sequence[Run]) -> list[Run]:
+    """Without further runs of a seed, which are no further sample; they are named.
+
+    runs: with equal settings.
+    """
+    first: dict[int | None, Run] = {}
+    for run in runs:
+        kept = first.setdefault(run.seed, run)
+        if kept is not run:
+            log.say(f"Left out: {run.folder}, with the settings and the seed of {kept.folder}")
+    return list(first.values())
+
+
+def depends_on_text(run: Run, metric: str) -> bool:
+    """Whether a metric is of the text of the run, and not of one that a measure names."""
+    measure, _, name = metric.rpartition(".")
+    return name in OF_TEXT and run.settings.get(f"eval.measures.{measure}.kind") != "text"
+
+
+def _text_of(folder: Path, settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """Digests of the files that a run's corpus was made from, or what its settings say of them."""
+    prepared = settings.get("data.prepared")
+    manifest = (folder / "data" if prepared is None else Path(prepared)) / corpus.NAME
+    if manifest.is_file():
+        made = read_json(manifest)
+        files = sorted(one["sha256"] for one in made.get("origin", {}).values())
+        return tuple(files) or (made["source"],)
+    return tuple(repr(settings.get(f"data.{name}")) for name in ("path", "prepared", "tasks"))
+
+
 def _given(folder: Path) -> dict[str, Any]:
     """The settings of a run that make another curve, by dotted names."""
-    found = flat(yaml.safe_load((folder / SETTINGS).read_text(encoding="utf-8")))
-    return {name: value for name, value in found.items() if name not in OWN}
+    return _without_own(flat(yaml.safe_load((folder / SETTINGS).read_text(encoding="utf-8"))))
+
+
+def _without_own(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name not in OWN}
 
 
 def _runs_in(settings: Mapping[str, Any]) -> dict[str, Path]:

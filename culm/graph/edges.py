@@ -10,6 +10,7 @@ read.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -56,6 +57,12 @@ class Graph:
         """(E,) sorted child * nodes + parent, in which pairs are looked up."""
         return np.sort(self.edges[:, 0] * len(self.names) + self.edges[:, 1])
 
+    @property
+    def has_negatives(self) -> bool:
+        """Whether a child has another node that is none of its parents."""
+        parents = np.bincount(self.edges[:, 0])
+        return bool((parents[parents > 0] < len(self.names) - 1).any())
+
     def has(self, children: np.ndarray, parents: np.ndarray) -> np.ndarray:
         """Whether each pair of node numbers is an edge; both broadcast."""
         wanted = children * len(self.names) + parents
@@ -79,11 +86,11 @@ def read_graph(path: Path, closure: bool = False, cycles: Cycles = "error") -> G
     """
     names: dict[str, int] = {}
     pairs: dict[tuple[int, int], None] = {}
-    loops = repeated = 0
-    for child, parent in _rows(path):
+    notes = Counter[str]()
+    for child, parent in _rows(path, notes):
         pair = tuple(names.setdefault(name, len(names)) for name in (child, parent))
-        loops += child == parent
-        repeated += pair in pairs
+        notes["repeated edges were left out"] += pair in pairs
+        notes["edges from a node to itself were left out"] += child == parent
         if child != parent:
             pairs[pair] = None  # type: ignore[index]
     if not pairs:
@@ -91,15 +98,15 @@ def read_graph(path: Path, closure: bool = False, cycles: Cycles = "error") -> G
     edges = np.array(list(pairs), dtype=np.int64)
     if cycles == "error":
         _refuse_cycles(edges, list(names))
-    left_out = {"repeated edges": repeated, "edges from a node to itself": loops}
-    remarks = [f"{count:,} {what} were left out." for what, count in left_out.items() if count]
+    remarks = [f"{count:,} {what}." for what, count in notes.items() if count]
     if closure:
         before, edges = len(edges), transitive_closure(edges, len(names))
         remarks.append(f"The transitive closure added {len(edges) - before:,} edges.")
     return Graph(tuple(names), edges, tuple(remarks))
 
 
-def _rows(path: Path) -> Iterator[tuple[str, str]]:
+def _rows(path: Path, notes: Counter[str]) -> Iterator[tuple[str, str]]:
+    """Child and parent of each line. notes: counts what was not read, by a phrase."""
     if not path.is_file():
         raise SettingError(f"data.path: there is no file {path}")
     comma = ".csv" in path.suffixes
@@ -108,8 +115,12 @@ def _rows(path: Path) -> Iterator[tuple[str, str]]:
             for number, line in enumerate(file, start=1):
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip("\r\n")
                 cells = [cell.strip() for cell in text.split("," if comma else "\t")]
-                if not text.strip() or (number == 1 and tuple(cells[:2]) in HEADERS):
+                if not text.strip():
                     continue
+                if number == 1 and tuple(cells[:2]) in HEADERS:
+                    notes[f"line is a header ({' '.join(cells[:2])}) and no edge"] += 1
+                    continue
+                notes["lines have further columns, which are not read"] += len(cells) > 2
                 if len(cells) < 2 or not (cells[0] and cells[1]):
                     between = "a comma" if comma else "a tab"
                     raise SettingError(

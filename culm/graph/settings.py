@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from culm.config import MAY_CHANGE, Config, MayChange
+from culm.config import MAY_CHANGE, Config, MayChange, SettingError
 from culm.graph.edges import Cycles, Graph, read_graph
 from culm.graph.embedding import EmbeddingConfig
 from culm.graph.measure import Reconstruction
@@ -40,9 +40,15 @@ class EdgeConfig(Config):
         """The graph.
 
         Raises:
-            SettingError: the file holds none.
+            SettingError: the file holds none, or one from which nothing can be learned.
         """
-        return read_graph(self.path, self.closure, self.cycles)
+        graph = read_graph(self.path, self.closure, self.cycles)
+        if not graph.has_negatives:
+            raise SettingError(
+                f"data.path: in {self.path} each child has all other nodes as parents, so it has "
+                "none to be kept apart from; give a larger graph"
+            )
+        return graph
 
 
 class EdgeTraining(Config):

@@ -292,6 +292,12 @@ class Transformer(Trunk):
         return self._cache([*self.every_block], slots, length, kind, rollback)
 
 
+def predicts_text(model: Transformer) -> bool:
+    """Whether a model says from the tokens before it which token is next."""
+    config = model.config
+    return config.head == "vocabulary" and not config.masked and model.reads_tokens_alone
+
+
 def require_vocabulary(model: Transformer) -> None:
     """Refuse a model that gives no logits of tokens.
 
@@ -326,6 +332,15 @@ def require_text(model: Transformer) -> None:
         SettingError: it gives no logits of the next token, or needs a concept for them.
     """
     require_next_token(model)
+    require_tokens_alone(model)
+
+
+def require_tokens_alone(model: Transformer) -> None:
+    """Refuse a model whose forward needs more than tokens.
+
+    Raises:
+        SettingError: it needs a concept for each sentence.
+    """
     if not model.reads_tokens_alone:
         raise SettingError(
             "model: its decoder writes a sentence from a concept, not from the tokens before it; "

@@ -43,6 +43,7 @@ class Coconut(ObjectiveConfig):
     """
 
     reads: ClassVar[Reads] = "thoughts"
+    own_tokens: ClassVar[int] = SPECIAL
     kind: Literal["coconut"] = "coconut"
     thoughts: Literal["latent", "pause", "words", "none"] = "latent"
     latents_per_step: PositiveInt = 1
@@ -55,9 +56,14 @@ class Coconut(ObjectiveConfig):
             check_thinks(model)
         return CoconutObjective(self, model.train())
 
+    @property
+    def thinks(self) -> bool:
+        """Whether something stands in place of steps."""
+        return self.thoughts in ("latent", "pause")
+
     def stage(self, step: int) -> int:
         """Of an optimizer step, from 0."""
-        if self.thoughts in ("words", "none"):
+        if not self.thinks:
             return 0
         return min(step // self.stage_steps, self.stages)
 
@@ -138,9 +144,8 @@ def staged(batch: Batch, config: Coconut, stage: int, vocabulary: int) -> Batch:
             f"model.vocabulary: its last {SPECIAL} rows are for thoughts, and the tokenizer has "
             f"tokens up to {int(batch.tokens.max())}; give it {SPECIAL} more"
         )
-    thinks = config.thoughts in ("latent", "pause")
-    count = stage * config.latents_per_step if thinks else 0
-    middle = [bot, *[bot + 1] * count, bot + 2] if thinks else []
+    count = stage * config.latents_per_step if config.thinks else 0
+    middle = [bot, *[bot + 1] * count, bot + 2] if config.thinks else []
     both = zip(batch.tokens, batch.targets, strict=True)
     rows = [_parts(tokens, targets) for tokens, targets in both]
     left = config.replaced(stage)

@@ -20,6 +20,7 @@ class ConceptAutoencoder(ObjectiveConfig):
     """It has no settings: the noise is one of the model (`model.noise`)."""
 
     reads: ClassVar[Reads] = "sentences"
+    reads_concepts: ClassVar[bool] = True
     kind: Literal["concept_autoencoder"] = "concept_autoencoder"
 
     @property

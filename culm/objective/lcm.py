@@ -39,6 +39,7 @@ class LCM(ObjectiveConfig):
     """
 
     reads: ClassVar[Reads] = "sentences"
+    reads_concepts: ClassVar[bool] = True
     autoencoder: str = Field(min_length=1)
 
     @property
@@ -59,6 +60,7 @@ class LCM(ObjectiveConfig):
             raise SettingError(
                 "train.adapter: an LCM trains a network of its own on frozen weights; leave it out"
             )
+        new = model.network is None
         if model.network is None:
             model.attach(self.network, seed)
         elif model.config.network != self.network:
@@ -69,7 +71,7 @@ class LCM(ObjectiveConfig):
         model.requires_grad_(False)
         assert model.network is not None
         model.network.requires_grad_(True)
-        return LCMObjective(model.train(), seed)
+        return LCMObjective(model.train(), seed, new)
 
 
 class BaseLCM(LCM, Base):
@@ -122,13 +124,15 @@ class LCMObjective(Objective):
 
     The noise of a network depends on the seed, the step and the place of a row in it, so any number
     of ranks learns from the same.
+
+    new: whether the network is, so that what it reads and predicts is yet to be scaled.
     """
 
     model: ConceptModel
 
-    def __init__(self, model: ConceptModel, seed: int) -> None:
+    def __init__(self, model: ConceptModel, seed: int, new: bool = True) -> None:
         super().__init__(model)
-        self.seed = seed
+        self.seed, self.new = seed, new
 
     def prepare_step(self, batches: list[Batch], number: int, ranks: Ranks) -> list[Batch]:
         """With the `Chances` of its rows."""
@@ -149,7 +153,8 @@ class LCMObjective(Objective):
         return Loss({name: Term(total, "successors") for name, total in terms.items()})
 
     def calibrate(self, batches: Iterator[Batch], seed: int) -> None:
-        """Fit the normaliser to concepts of the training data, then what the network quantises.
+        """Fit the normaliser to concepts of the training data, then what the network quantises. A
+        network that was trained before keeps those that its weights were trained with.
 
         Raises:
             SettingError: a row has more sentences than the network reads.
@@ -157,6 +162,8 @@ class LCMObjective(Objective):
         network = self.model.network
         assert network is not None
         found = [self._calibration(batch.to(self.model.device)) for batch in batches]
+        if not self.new:
+            return
         concepts = torch.cat(found)
         self.model.normalizer.fit(concepts)
         network.calibrate(self.model.normalizer(concepts), seed)

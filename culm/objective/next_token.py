@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from culm.batch import Batch, Loss, Reads, Term
 from culm.model.context import Context
-from culm.model.transformer import Transformer, require_text
+from culm.model.transformer import Transformer
 from culm.objective.chunks import learned_rows, over_chunks
 from culm.objective.objective import Load, Objective, ObjectiveConfig
 
@@ -38,7 +38,6 @@ class NextToken(ObjectiveConfig):
     neftune: NonNegativeFloat = 0.0
 
     def build(self, model: Transformer, load: Load, seed: int) -> NextTokenObjective:
-        require_text(model)
         return NextTokenObjective(self, model.train())
 
 

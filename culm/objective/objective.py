@@ -44,12 +44,16 @@ class ObjectiveConfig(Config, ABC):
     columns: what it needs in `Batch.extra`, one number a row or a token.
     trains_mtp: whether it trains heads of multi-token prediction. fills_masks: whether the model
         fills in masked tokens, instead of predicting the next one.
+    reads_concepts: whether it trains models of concepts, and no others.
+    own_tokens: it has so many tokens of its own: the last rows of the model's vocabulary.
     """
 
     kind: str
     head: ClassVar[Literal["vocabulary", "scalar"]] = "vocabulary"
     trains_mtp: ClassVar[bool] = False
     fills_masks: ClassVar[bool] = False
+    reads_concepts: ClassVar[bool] = False
+    own_tokens: ClassVar[int] = 0
 
     @property
     @abstractmethod

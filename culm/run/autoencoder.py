@@ -6,8 +6,15 @@ from collections.abc import Mapping
 
 from culm.compose import Composed
 from culm.config import SettingError
+from culm.objective.lcm import LCM
+from culm.objective.objective import ObjectiveConfig
 
 SETTING = "train.objective.autoencoder"
+
+
+def start_setting(objective: ObjectiveConfig) -> str:
+    """The setting that names what a run of an objective starts from."""
+    return SETTING if isinstance(objective, LCM) else "start"
 
 
 def start_from_autoencoder(composed: Composed) -> Composed:

@@ -11,13 +11,13 @@ from culm.convert.weights import note_dropped_heads
 from culm.data.origin import origin_of
 from culm.data.texts import texts_of
 from culm.model.transformer import Transformer
+from culm.run.autoencoder import start_setting
 from culm.run.patching import check_bytes, model_settings, read_patcher
 from culm.run.settings import RunConfig
 from culm.run.start import start_of
 from culm.source.source import Source
 from culm.tokenizer.rows import check_vocabulary
 from culm.tokenizer.tokenizer import Tokenizer
-from culm.tokenizer.train import BPE
 from culm.train.run_folder import save_tokenizer
 
 
@@ -33,6 +33,7 @@ def initial_model(config: RunConfig, folder: Path) -> tuple[Transformer, Tokeniz
         )
     tokenizer = make_tokenizer(config, folder)
     check_vocabulary(tokenizer, config.model.vocabulary, "model.vocabulary")
+    check_own_tokens(config, tokenizer, config.model.vocabulary)
     check_bytes(config.model, tokenizer)
     model = model_settings(config).build(config.seed)
     read_patcher(model, tokenizer, _sampled(config))
@@ -42,7 +43,8 @@ def initial_model(config: RunConfig, folder: Path) -> tuple[Transformer, Tokeniz
 def model_from_start(config: RunConfig) -> tuple[Transformer, Tokenizer]:
     """Model and tokenizer that a run starts from, without heads that it would not train."""
     assert config.start is not None
-    model, tokenizer = start_of(config.start)
+    model, tokenizer = start_of(config.start, start_setting(config.train.objective))
+    check_own_tokens(config, tokenizer, model.config.vocabulary)
     if config.upcycle is not None:
         count = config.upcycle.apply(model, config.seed)
         log.say(f"The feed-forwards of {count} layers became experts.")
@@ -54,6 +56,21 @@ def model_from_start(config: RunConfig) -> tuple[Transformer, Tokenizer]:
         note_dropped_heads(model)
         model.drop_mtp()
     return model, tokenizer
+
+
+def check_own_tokens(config: RunConfig, tokenizer: Tokenizer, vocabulary: int) -> None:
+    """Check that the model's vocabulary has rows for the tokens of the objective.
+
+    Raises:
+        SettingError: the tokenizer has a token in one of them.
+    """
+    objective, ids = config.train.objective, tokenizer.vocabulary
+    if objective.own_tokens and ids + objective.own_tokens > vocabulary:
+        raise SettingError(
+            f"model.vocabulary: {vocabulary} rows are too few: the tokenizer has {ids} tokens and "
+            f"{objective.kind} {objective.own_tokens} of its own; use a model with "
+            f"{ids + objective.own_tokens} rows or more, or a tokenizer with fewer tokens"
+        )
 
 
 def context_of(config: RunConfig, model: Transformer) -> int:
@@ -71,8 +88,7 @@ def make_tokenizer(config: RunConfig, folder: Path) -> Tokenizer:
         return Tokenizer.load(path)
     if config.data.corpus is not None and config.tokenizer is None:
         return Tokenizer.load(config.data.corpus / "tokenizer")
-    assert config.model is not None
-    settings = config.tokenizer or BPE(vocabulary=config.model.vocabulary)
+    settings = config.new_tokenizer
     source = source_of(config)
     origin = {} if source is None else origin_of(source)
     tokenizer = settings.build(_texts(config, folder))

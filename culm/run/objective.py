@@ -16,7 +16,7 @@ from culm.convert.load import load_model
 from culm.device import choose_precision
 from culm.dtype import activations_of
 from culm.model.backend import place
-from culm.model.transformer import Transformer
+from culm.model.transformer import Transformer, require_tokens_alone
 from culm.objective.objective import Load, Objective
 from culm.run.reads import digest_of
 from culm.run.settings import RunConfig
@@ -52,6 +52,7 @@ class ModelLoader:
         """
         try:
             model, own = load_model(path)
+            require_tokens_alone(model)
         except SettingError as error:
             raise SettingError(f"{setting}: {error}") from error
         if self._tokenizer is not None and own.fingerprint != self._tokenizer.fingerprint:
@@ -104,6 +105,8 @@ def change_model(config: RunConfig, model: Transformer) -> list[str]:
     Returns what was changed, a sentence each.
     """
     train, changes = config.train, list[str]()
+    if not train.objective.reads_concepts:
+        require_tokens_alone(model)
     if train.objective.head == "vocabulary" and model.config.head == "scalar":
         raise SettingError(
             f"train.objective: {train.objective.kind} trains a language model, and the model has a "

@@ -26,6 +26,7 @@ from culm.run.train_settings import TrainConfig
 from culm.task.file_task import FileTask
 from culm.task.task import Task
 from culm.tokenizer import TRAINED, TokenizerConfig
+from culm.tokenizer.train import BPE
 
 LAYOUT = Layout(
     sections=("model", "data", "train", "parallel", "eval"),
@@ -72,7 +73,9 @@ class RunConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def _vocabulary(cls, values: Any) -> Any:
-        """With the model's vocabulary for a tokenizer that is trained for it, unless given."""
+        """With the model's vocabulary for a tokenizer that is trained for it, less the tokens that
+        are the objective's own, unless given.
+        """
         given = values if isinstance(values, dict) else {}
         tokenizer, model = given.get("tokenizer"), given.get("model")
         named = {"kind": tokenizer} if isinstance(tokenizer, str) else tokenizer
@@ -81,7 +84,17 @@ class RunConfig(Config):
         trained = named.get("kind", "bpe") in TRAINED and "path" not in named
         if not trained or "vocabulary" not in model:
             return values
-        return {**given, "tokenizer": {"vocabulary": model["vocabulary"], **named}}
+        rows = model["vocabulary"]
+        if isinstance(rows, int):
+            rows -= _own_tokens(given)
+        return {**given, "tokenizer": {"vocabulary": rows, **named}}
+
+    @property
+    def new_tokenizer(self) -> TokenizerConfig:
+        """Of a new model."""
+        assert self.model is not None
+        own = self.train.objective.own_tokens
+        return self.tokenizer or BPE(vocabulary=self.model.vocabulary - own)
 
     @model_validator(mode="after")
     def _changes_a_start(self) -> RunConfig:
@@ -89,6 +102,11 @@ class RunConfig(Config):
             raise ValueError("upcycle: there is no dense model to copy from; give start")
         if self.extend is not None and self.start is None:
             raise ValueError("extend: a new model has the context of model.context; give start")
+        if self.tokenizer is not None and self.start is not None:
+            raise ValueError(
+                "tokenizer: a run that has a start uses its tokenizer; leave this out, or give "
+                "tokenizer=null where a recipe sets it"
+            )
         return self
 
     @model_validator(mode="after")
@@ -192,6 +210,15 @@ class RunConfig(Config):
                 f"data.curriculum.steps: {curriculum.steps} steps are more than "
                 f"train.steps={self.train.steps}, so the run would end before it reads all rows"
             )
+
+
+def _own_tokens(values: dict[str, Any]) -> int:
+    """Of the objective, in the settings of a run as they are given."""
+    train = values.get("train")
+    given = train.get("objective") if isinstance(train, dict) else None
+    kind = given.get("kind") if isinstance(given, dict) else given
+    same = (one for one in alternatives(Objective) if one.model_fields["kind"].default == kind)
+    return next((one.own_tokens for one in same), 0)  # another kind is refused later
 
 
 def _learner_of(gives: Reads) -> str:

@@ -106,8 +106,8 @@ def model_id(start: str | Pretrained) -> str:
     return start.source if isinstance(start, Pretrained) else start
 
 
-def start_of(start: str | Pretrained) -> tuple[Transformer, Tokenizer]:
-    """The model and tokenizer of a start.
+def start_of(start: str | Pretrained, setting: str = "start") -> tuple[Transformer, Tokenizer]:
+    """The model and tokenizer of a start. setting: that names it.
 
     Raises:
         SettingError: it cannot be read, or is not there.
@@ -122,7 +122,8 @@ def start_of(start: str | Pretrained) -> tuple[Transformer, Tokenizer]:
             raise SettingError(f"start.{'hf' if start.hf else 'path'}: {error}") from None
         if Path(start).exists():
             raise
-        raise SettingError(f"start: {error}; train that first, or give another start=") from None
+        advice = f"train that first, or give another {setting}="
+        raise SettingError(f"{setting}: {error}; {advice}") from None
 
 
 def _read(path: str) -> tuple[Transformer, Tokenizer]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from culm.convert.card import PLAIN_TEXT
+from culm.convert.card import PLAIN_TEXT, THOUGHTS
 from culm.data.manifest import Manifest
+from culm.objective.coconut import Coconut
 from culm.run.assemble import Assembly, prepared_folder
 from culm.run.mixing import sources_of
 from culm.run.settings import RunConfig
@@ -28,11 +29,14 @@ def trained_on(run: Assembly, earlier: tuple[str, ...]) -> tuple[str, ...]:
     config = run.config
     if config.start is not None and not earlier:
         earlier = (f"the data of {Path(model_id(config.start)).name}",)
-    kind, source = KINDS.get(config.train.objective.reads), None
+    objective = config.train.objective
+    kind, source = KINDS.get(objective.reads), None
     others = list[str]()
+    if isinstance(objective, Coconut) and objective.thinks:
+        kind = THOUGHTS
     if config.data.stream is not None:
         kind = PLAIN_TEXT
-    elif config.train.objective.reads != "rollouts":
+    elif objective.reads != "rollouts":
         manifest = Manifest.read(prepared_folder(config, run.tokenizer, run.folder))
         kind = kind or (PLAIN_TEXT if manifest.template is None else "dialogues")
         source = manifest.source if config.data.corpus is not None else None

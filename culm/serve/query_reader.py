@@ -38,6 +38,9 @@ class QueryReader:
     async def ids(self, prompt: Prompt, parse_special: bool) -> list[int]:
         """Of a prompt."""
         if isinstance(prompt, ChatPrompt):
+            if self._model.tokenizer.template is None:
+                reason = "this model has no chat template; it continues texts, so give a prompt"
+                raise InvalidRequest(f"messages: {reason}", "messages")
             chat, tools = self._model.tokenizer.chat, [tool.plain for tool in prompt.tools]
             try:
                 return await asyncio.to_thread(chat.prompt, prompt.messages, tools or None)

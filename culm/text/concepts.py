@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Unpack, cast
+from typing import NoReturn, Unpack, cast
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +34,7 @@ from culm.tokenizer.tokenizer import Tokenizer
 END_COSINE = 0.9  # to the concept of the end, from which on a text has ended (arXiv 2412.08821)
 STUCK_COSINE = 0.999  # to the concept before, from which on nothing new comes
 DECODING_TEMPERATURE = 0.0  # a concept stands for one sentence
+NO_CHAT = "model: a model of concepts continues texts and has no chat"
 
 
 class ConceptLanguageModel(LanguageModel):
@@ -58,14 +59,22 @@ class ConceptLanguageModel(LanguageModel):
 
     @torch.no_grad()
     def concepts(self, sentences: Sequence[str]) -> Tensor:
-        """(N, C) fp32: the concept of each sentence; its tokens beyond the context are left out."""
+        """(N, C) fp32: the concept of each sentence; its tokens beyond the context are left out.
+
+        Raises:
+            ValueError: they are one text.
+        """
+        if isinstance(sentences, str):
+            raise ValueError(
+                "sentences: this is one text; give a list, which culm.concept.sentences.split makes"
+            )
         end, device = self.tokenizer.end_of_text, self.model.device
         rows = [[end, *ids, end][: self.context] for ids in self.tokenizer.encode_batch(sentences)]
         found = []
         for row in rows:
             tokens = torch.tensor([row], device=device)
             found.append(self.model.concepts(tokens, Context.plain(tokens))[0][0, 0])
-        return torch.stack(found)
+        return torch.stack(found) if found else torch.zeros(0, self.model.config.dim, device=device)
 
     @torch.no_grad()
     def in_context(self, sentences: Sequence[str]) -> Tensor:
@@ -75,6 +84,7 @@ class ConceptLanguageModel(LanguageModel):
 
         Raises:
             SettingError: the model is an autoencoder alone.
+            ValueError: the sentences are one text.
         """
         network = self._network()
         concepts = self.model.normalizer(self.concepts(sentences))
@@ -86,7 +96,8 @@ class ConceptLanguageModel(LanguageModel):
             history = network.begin(1, limit)
             network.read(concepts[None, first : start + new], history)
             found.append(history.states[0, start - first :])
-        return torch.cat(found)
+        width = network.config.trunk.width
+        return torch.cat(found) if found else torch.zeros(0, width, device=concepts.device)
 
     def sentences(
         self, concepts: Tensor, max_tokens: int | None = None, sampling: Sampling | None = None
@@ -94,7 +105,14 @@ class ConceptLanguageModel(LanguageModel):
         """Semantic decoding: the sentence of each concept (N, C).
 
         max_tokens: of a sentence; up to the context unless given. sampling: greedy unless given.
+
+        Raises:
+            ValueError: they are no rows of concepts.
         """
+        if concepts.ndim != 2 or concepts.shape[1] != self.model.config.dim:
+            raise ValueError(
+                f"concepts: shape {tuple(concepts.shape)} is not (N, {self.model.config.dim})"
+            )
         engine = self.engine(max(1, min(len(concepts), SLOTS)), self.context)
         requests = [self._sentence(one, max_tokens, sampling) for one in concepts]
         return [self.decode(done.tokens) for done in engine.generate(requests)]
@@ -144,7 +162,15 @@ class ConceptLanguageModel(LanguageModel):
         Raises:
             SettingError: always.
         """
-        raise SettingError("model: a model of concepts continues texts and has no chat")
+        raise SettingError(NO_CHAT)
+
+    def generator(self, slots: int, length: int) -> NoReturn:
+        """Not possible: tokens follow from a concept. Raises SettingError."""
+        raise SettingError(NO_CHAT)
+
+    def dialogue_engine(self, length: int) -> NoReturn:
+        """Not possible. Raises SettingError."""
+        raise SettingError(NO_CHAT)
 
     @torch.no_grad()
     def _continued(
@@ -170,7 +196,12 @@ class ConceptLanguageModel(LanguageModel):
         """Concepts (C,) that follow those of a text (N, C), until the end of the document.
 
         The network reads the last ones, up to `trunk.context` less one.
+
+        Raises:
+            ValueError: there are none to follow.
         """
+        if not len(concepts):
+            raise ValueError("concepts: there are none; give at least one to continue")
         normalizer, limit = self.model.normalizer, network.config.trunk.context
         [end] = self.concepts([END])
         random = torch.Generator()

@@ -15,6 +15,7 @@ from typing import Unpack, cast
 from torch import Tensor
 
 from culm.adapt.multi_lora import adapter_names
+from culm.config import SettingError
 from culm.engine import scoring
 from culm.engine.denoising import Denoiser
 from culm.engine.engine import Engine
@@ -59,8 +60,9 @@ class LanguageModel:
         each step (`culm.engine.denoising`).
 
         Raises:
-            SettingError: the model cannot speculate in this way.
+            SettingError: the model cannot speculate in this way, or does not use an option.
         """
+        _check_options(model, cache, speculate, tokens_per_step)
         known = model.config.context
         if context is not None and not 2 <= context <= known:
             raise ValueError(f"context: {context} is not between 2 and the model's {known}")
@@ -269,6 +271,22 @@ class LanguageModel:
         finally:
             for number in numbers:  # of a reader who has left
                 engine.abort(number)
+
+
+def _check_options(
+    model: Transformer, cache: CacheKind, speculate: object, tokens_per_step: int
+) -> None:
+    masked = model.config.masked
+    if masked and (cache != "plain" or speculate is not None):
+        name = "speculate" if cache == "plain" else "cache"
+        raise SettingError(
+            f"{name}: a model that fills in masked tokens stores no keys and drafts no tokens; "
+            "leave it out"
+        )
+    if not masked and tokens_per_step != 1:
+        raise SettingError(
+            "tokens_per_step: it goes with a model that fills in masked tokens; leave it out"
+        )
 
 
 def _reseeded(sampling: Sampling, index: int) -> Sampling:

@@ -9,8 +9,10 @@ import torch
 
 from culm.concept.model import ConceptModel
 from culm.config import SettingError
+from culm.convert.card import WITHOUT_THOUGHTS, thinks
 from culm.convert.load import read
 from culm.engine.speculation import Speculation
+from culm.log import say
 from culm.model.quantized_cache import CacheKind
 from culm.text.concepts import ConceptLanguageModel
 from culm.text.language_model import LanguageModel
@@ -47,11 +49,17 @@ def load(
     if draft is not None and speculate is not None:
         raise SettingError(f"draft: speculate={speculate} drafts tokens already; give one of them")
     parts = read(path, device, dtype, adapter, adapters, mtp=speculate == "mtp")
+    if thinks(parts[0].trained_on):
+        say(f"{path}: {WITHOUT_THOUGHTS}.")
     if isinstance(parts[0], ConceptModel):
-        if draft is not None or speculate is not None:
-            raise SettingError(
-                "speculate: the sentences of concepts are written without drafts; leave it out"
-            )
+        for name, given in (
+            ("draft", draft), ("speculate", speculate), ("tokens_per_step", tokens_per_step - 1)
+        ):  # fmt: skip
+            if given:
+                raise SettingError(
+                    f"{name}: the sentences of concepts are written token by token, without "
+                    "drafts; leave it out"
+                )
         return ConceptLanguageModel(parts[0], parts[1], context, cache)
     if draft is None:
         return LanguageModel(*parts, context, cache, speculate, tokens_per_step)

@@ -35,5 +35,19 @@ def refuse_unused(options: Mapping[str, Any]) -> None:
         raise SettingError("include-path: it is a folder of tasks of lm-eval; give --lm-eval TASKS")
 
 
+def refuse_for_points(options: Mapping[str, Any], usual: Mapping[str, Any]) -> None:
+    """options: as for `refuse_unused`, of an evaluation of points for a graph; usual: the defaults.
+
+    Raises:
+        SettingError: one of them would not be used.
+    """
+    for name, value in options.items():
+        if name != "as_json" and value != usual[name]:
+            raise SettingError(
+                f"{_shown(name)}: the model has points of a graph, whose reconstruction is all "
+                "that is measured; leave it out"
+            )
+
+
 def _shown(name: str) -> str:
     return SHOWN.get(name, name)

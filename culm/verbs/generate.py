@@ -10,6 +10,7 @@ from typing import Unpack
 import typer
 
 from culm.config import SettingError
+from culm.log import say
 from culm.run.reads import digest_of
 from culm.source import open_source
 from culm.text.answers import Answering, write_answers
@@ -39,11 +40,14 @@ def write_continuation(
 ) -> None:
     """Write the prompt and what follows it to standard output."""
     pieces = model.stream(prompt, max_tokens, **options)
-    sys.stdout.write(prompt + next(pieces, ""))  # only now is it known that the prompt fits
+    first = next(pieces, None)  # only now is it known that the prompt fits
+    sys.stdout.write(prompt + (first or ""))
     for piece in pieces:
         sys.stdout.write(piece)
         sys.stdout.flush()
     sys.stdout.write("\n")
+    if first is None:
+        say("The model ended the text at once, so nothing follows it.")
 
 
 def write_answer_file(

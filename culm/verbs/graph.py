@@ -61,6 +61,15 @@ def _check_folder(console: Console, config: GraphRun, graph: Graph) -> None:
         console.print(f"Resumes after step {progress.step:,} of {train.steps:,}.")
 
 
+def refuse_text(*texts: str) -> None:
+    """Raises SettingError if a text is to be inspected, or one of its layers."""
+    if any(texts):
+        raise SettingError(
+            "attention: neither this nor logit-lens and histograms go with points of a graph; give "
+            "--disc or --near alone"
+        )
+
+
 def show_points(
     run: str, disc: bool, near: str | None, out: str | None, kind: str, overwrite: bool
 ) -> None:

@@ -19,6 +19,8 @@ from culm.eval.curves import (
     curve_of,
     ends,
     grouped,
+    measured,
+    one_of_each_seed,
     read_measured,
     sound,
 )  # fmt: skip
@@ -32,21 +34,26 @@ def show_plot(
     runs: Sequence[str], metrics: Sequence[str], out: str, over: str, overwrite: bool
 ) -> None:
     """Draw a panel for each metric, with a curve for each group of runs, and print the last values.
+    Runs that lack a metric have no curve in its panel, and are named.
 
     metrics: the reward, or the loss where there is none, unless given.
 
     Raises:
-        SettingError: a folder is no run, or has no such metric.
+        SettingError: a folder is no run, or no run has the metric.
     """
     axis = checked(out, over, overwrite)
     read = read_once(runs)
-    groups = grouped(read)
+    groups = {name: one_of_each_seed(members) for name, members in grouped(read).items()}
     if not metrics:
         metrics = ["reward"] if all("reward" in run.values for run in read) else ["loss"]
-    curves = {
-        metric: {name: curve_of(_shown(own, metric), metric, axis) for name, own in groups.items()}
-        for metric in metrics
-    }
+    kept = [run for members in groups.values() for run in members]
+    curves = {}
+    for metric in metrics:
+        known = measured(kept, metric)
+        having = {name: [run for run in own if run in known] for name, own in groups.items()}
+        curves[metric] = {
+            name: curve_of(_shown(own, metric), metric, axis) for name, own in having.items() if own
+        }
     from culm.eval.plots import bands
 
     bands(Path(out), curves, axis)
@@ -65,6 +72,7 @@ def _shown(runs: Sequence[Run], metric: str) -> Sequence[Run]:
 
 def _end(runs: Sequence[Run], metric: str) -> str:
     """The mean of the last values and their range, and how many runs have none."""
+    runs = [run for run in runs if metric in run.values or metric in run.diverged]
     left = sound(runs, metric)
     found = ends(left, metric) if left else []
     spread = f" ({min(found):.4g} - {max(found):.4g})" if len(found) > 1 else ""

@@ -19,7 +19,7 @@ from culm.parallel.ranks import Ranks
 from culm.plan.sample import Sample, relative_error, sample
 from culm.rollout.environment import Fitting, TaskEnvironment, question_remarks
 from culm.run.assemble import check_ends, loader
-from culm.run.initial import make_tokenizer, source_of
+from culm.run.initial import check_own_tokens, make_tokenizer, source_of
 from culm.run.settings import RunConfig
 from culm.run.streaming import stream_batches
 from culm.task.task import Task
@@ -27,7 +27,6 @@ from culm.tokenizer.chat import Chat
 from culm.tokenizer.rows import check_vocabulary
 from culm.tokenizer.template import Message
 from culm.tokenizer.tokenizer import Tokenizer
-from culm.tokenizer.train import BPE
 from culm.train.run_folder import prepared_by
 from culm.verbs.format import count, size
 from culm.verbs.preview_curriculum import curriculum_facts, is_graded, planned_grading
@@ -87,12 +86,13 @@ class Corpus:
         if kept or config.data.corpus is not None:
             tokenizer = make_tokenizer(config, self.folder)  # which is only read here
         else:
-            settings = config.tokenizer or BPE(vocabulary=config.model.vocabulary)
+            settings = config.new_tokenizer
             text = self.sample if self.sample.whole else self.sample.half()
             data = config.data
             texts = texts_of(text, data.format, data.invalid, cleaner=Cleaner(data.clean))
             tokenizer = settings.build(texts)
         check_vocabulary(tokenizer, config.model.vocabulary, "model.vocabulary")
+        check_own_tokens(config, tokenizer, config.model.vocabulary)
         return tokenizer
 
     @cached_property

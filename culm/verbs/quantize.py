@@ -20,6 +20,7 @@ from culm.convert.load import read, refuse_overwrite
 from culm.data.calibration import calibration_rows
 from culm.eval.divergence import compare
 from culm.files import refuse_existing
+from culm.model.transformer import predicts_text
 from culm.plan.timing import decoding_trial
 from culm.verbs.format import count, size
 
@@ -35,8 +36,8 @@ def show_quantized(
 ) -> None:  # fmt: skip
     """Quantise a model and print size and speed; with text also the distance to the original.
 
-    Of a model with a scalar head only the size: it decodes nothing. overwrite: replace an older
-    model there.
+    Of a model that does not predict the next token from those before it, only the size. overwrite:
+    replace an older model there.
 
     Raises:
         SettingError: the method needs text, or the settings contradict each other.
@@ -54,7 +55,7 @@ def show_quantized(
     write_quantized(model, tokenizer, Path(out), quantizers, how, rows.seen if rows else None)
     calibrated = [word for path in text for word in ("--calibrate", path)]
     write_made_of(source, out, "quantize", "--to", to, "--method", method, *calibrated)
-    speaks = model.config.head == "vocabulary"
+    speaks = predicts_text(model)
     del model
     lines = _lost(source, out, device, rows.held_out if rows and speaks else None)
     if speaks:

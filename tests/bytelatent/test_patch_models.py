@@ -10,6 +10,7 @@ from learning import build, fit
 from patch_models import CONTEXT, TEXT, patch_config, patch_model, tokens_of
 
 from culm.batch import Batch, counts_of
+from culm.bytelatent.entropy import Entropy
 from culm.config import SettingError, parse
 from culm.convert.models import Model
 from culm.model.context import Context
@@ -159,6 +160,8 @@ def test_what_patches_cannot_do_is_refused():
         patch_config("megabyte", mtp={"depth": 1})
     with pytest.raises(ValueError, match="vocabulary: 100 is less than the 256 bytes"):
         patch_config("megabyte", vocabulary=100)
+    with pytest.raises(ValueError, match="bytes_per_patch: patches of 20 bytes"):
+        Entropy(bytes_per_patch=20)
     with pytest.raises(ValueError, match="patch: 5 does not divide"):
         patch_config("megabyte", patch=5)
     with pytest.raises(ValueError, match="kind: patches are ragged over a cache, which deltanet"):

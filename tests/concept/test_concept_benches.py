@@ -61,6 +61,7 @@ def test_other_texts_are_far_away() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_steps_in_words_lead_to_the_answer_and_a_guess_does_not() -> None:
     """Two hops are too far for two layers at once."""
     given = thoughts.settings().parse_args(["--steps", "450", "--rate", "0.003"])
@@ -69,6 +70,7 @@ def test_steps_in_words_lead_to_the_answer_and_a_guess_does_not() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_thought_takes_the_place_of_a_step() -> None:
     """The first of two steps is a thought; the second one is still written."""
     given = thoughts.settings().parse_args(

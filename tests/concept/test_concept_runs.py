@@ -8,14 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from concept_stages import SMALL, autoencoder_in, lcm, start, write_texts
+from concept_stages import SMALL, autoencoder_in, config_of, lcm, start, write_texts
 from stages import untimed, weights_in
 
 import culm
 from culm.concept.model import ConceptModel
-from culm.config import SettingError
+from culm.config import SettingError, alternatives
 from culm.convert.load import load_model
+from culm.eval.local import LocalModel
 from culm.files import read_lines
+from culm.objective import Objective
+from culm.run.objective import ModelLoader, change_model
 from culm.run.train import Result
 from culm.text.concepts import ConceptLanguageModel
 
@@ -91,6 +94,18 @@ def test_stopped_and_resumed_is_never_stopped(
         assert torch.equal(weights_in(two)[name], weight), name
 
 
+@pytest.mark.parametrize("kind", ["base", "quantized"])
+def test_a_trained_network_keeps_its_scale_and_codebooks(kind: str, trained, run, tmp_path) -> None:
+    """Weights that were trained for others would be wrong with new ones."""
+    more = {"data.held_out": 0.4, "seed": 3, "train.steps": 1}
+    lcm(run, tmp_path / "run", trained(kind), kind, **more)
+    before, after = weights_in(trained(kind)), weights_in(tmp_path / "run")
+    fitted = [name for name in before if "normalizer" in name or "codebooks" in name]
+    assert len(fitted) == {"base": 2, "quantized": 3}[kind]
+    for name in fitted:
+        assert torch.equal(before[name], after[name]), name
+
+
 def test_noise_is_the_same_for_every_size_of_micro_batches(trained, run, autoencoder, tmp_path):
     """Each row has its own, in whatever batch it is."""
     lcm(run, tmp_path / "run", autoencoder, "two_tower", **{"train.micro_batch_size": 1})
@@ -114,12 +129,26 @@ def test_an_autoencoder_that_changed_is_refused(run, folder, autoencoder, tmp_pa
 
 def test_sentences_and_concepts_of_a_loaded_model(autoencoder, trained) -> None:
     model = culm.load(trained("base"))
+    for take in (model.concepts, model.in_context):
+        assert take([]).shape == (0, 16 if take == model.concepts else 24)
+        with pytest.raises(ValueError, match="sentences: this is one text; give a list"):
+            take("Tom ran. Ann sang.")
+    assert model.sentences(model.concepts([])) == model.generate([]) == []
+    with pytest.raises(ValueError, match=r"concepts: shape \(16,\) is not \(N, 16\)"):
+        model.sentences(model.concepts(["Tom ran."])[0])
+    with pytest.raises(ValueError, match="concepts: there are none"):
+        next(model.following(model.model.network, model.concepts([])))
     concepts = model.concepts(["Tom ran. ", "Ann sang. ", "Tom ran. "])
     assert concepts.shape == (3, 16)
     torch.testing.assert_close(concepts[0], concepts[2])
     assert len(model.sentences(concepts, max_tokens=5)) == 3
+    with pytest.raises(SettingError, match="tokens_per_step: the sentences of concepts"):
+        culm.load(trained("base"), tokens_per_step=2)
     with pytest.raises(SettingError, match="has no chat"):
         model.chat("Hello?")
+    for engine in (lambda: model.dialogue_engine(8), lambda: model.generator(1, 8)):
+        with pytest.raises(SettingError, match="has no chat"):  # as an agent or answers would ask
+            engine()
     with pytest.raises(ValueError, match="prompt: it has no sentence"):
         model.generate(" \n")
     with pytest.raises(SettingError, match="this is an autoencoder"):
@@ -152,6 +181,23 @@ def test_long_texts_are_read_from_their_last_sentences(trained) -> None:
     assert model.generate(long, max_tokens=4)
 
 
+def test_a_model_of_concepts_is_no_decoder_of_tokens(trained, run, autoencoder, tmp_path) -> None:
+    """Nothing else trains it, as a policy or a teacher, and it has no bits per byte of a text."""
+    refused = pytest.raises(SettingError, match="its decoder writes a sentence from a concept")
+    model, tokenizer = load_model(trained("base"))
+    config = config_of(tmp_path, "pretrain", model="null", start="x", **{"data.path": "x"})
+    for kind in alternatives(Objective):
+        if kind.reads_concepts:
+            continue
+        train = config.train.model_copy(update={"objective": kind.model_construct()})
+        with refused:
+            change_model(config.model_copy(update={"train": train}), model)
+    with refused:
+        ModelLoader(config, torch.device("cpu"))("train.objective.teacher", str(autoencoder))
+    with refused:
+        LocalModel(model, tokenizer).rolling(["Tom ran."])
+
+
 def test_what_an_lcm_cannot_start_from(run, folder, autoencoder, tmp_path, trained) -> None:
     plain = {
         "model": {"vocabulary": 257, "width": 16, "layers": 1, "context": 128,
@@ -161,6 +207,8 @@ def test_what_an_lcm_cannot_start_from(run, folder, autoencoder, tmp_path, train
     run("pretrain", folder=tmp_path / "plain", **plain)
     with pytest.raises(SettingError, match="without an encoder of sentences"):
         lcm(run, tmp_path / "x", tmp_path / "plain", "base")
+    with pytest.raises(SettingError, match=r"^train\.objective\.autoencoder: .*no such file"):
+        lcm(run, tmp_path / "x", tmp_path / "none", "base")
     with pytest.raises(SettingError, match="has a network with other settings"):
         lcm(run, tmp_path / "x", trained("base"), "quantized")
     with pytest.raises(SettingError, match=r"start: .* is not train\.objective"):

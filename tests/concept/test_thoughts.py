@@ -15,6 +15,8 @@ from learning import Given, fit
 from culm.batch import IGNORED, Batch
 from culm.concept.thoughts import thinking_states, thoughts
 from culm.config import SettingError, parse
+from culm.convert import native
+from culm.convert.export import export
 from culm.data.format.thoughts import ThoughtsFormat
 from culm.data.loader import Loader
 from culm.data.prepare import prepare
@@ -31,10 +33,11 @@ from culm.model.context import Context
 from culm.model.transformer import Transformer, TransformerConfig
 from culm.objective.coconut import Coconut, CoconutObjective, staged
 from culm.objective.next_token import NextToken
-from culm.run.settings import RunConfig
+from culm.run.settings import RunConfig, read_run
 from culm.run.train import Result, train
 from culm.source import open_source
 from culm.task.graph import Graph
+from culm.text.load import load
 from culm.tokenizer.bytes import Bytes
 from culm.train.checkpoint.tensors import places
 from culm.train.events import Event, Stepped
@@ -207,7 +210,7 @@ def test_the_curriculum_moves_and_a_checkpoint_holds_its_clock(rows: Batch) -> N
 
 
 def test_a_resumed_run_goes_on_in_its_stage(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def run(folder: Path) -> Result:
         return train(parse(RunConfig, {
@@ -238,6 +241,10 @@ def test_a_resumed_run_goes_on_in_its_stage(
         patch.setattr(MetricsFile, "__call__", write_and_ask)
         assert not run(tmp_path / "part").finished
     assert run(tmp_path / "part").finished
+    load(tmp_path / "whole")
+    export(tmp_path / "whole", tmp_path / "out", "float32")
+    assert capsys.readouterr().err.count("learned to answer after continuous thoughts") == 2
+    assert "continuous thoughts" in (tmp_path / "out" / "README.md").read_text()
     lines = [read_lines(tmp_path / name / "metrics.jsonl") for name in ("whole", "part")]
     assert [one["stage"] for one in lines[0]] == [0, 0, 1, 1, 2, 2]
     assert [(one["stage"], one["loss"]) for one in lines[1]] == [
@@ -322,6 +329,16 @@ def test_a_walk_leads_to_the_answer_and_to_no_other(index: int, split) -> None:
     assert Graph().score(question, "") == 0
 
 
+def test_the_fields_of_records_count_as_used(tmp_path: Path) -> None:
+    record = {"question": "Is A a B?", "steps": ["A is a B."], "answer": "Yes.", "other": 1}
+    (tmp_path / "p.jsonl").write_text(json.dumps(record) + "\n")
+    source = open_source(str(tmp_path / "p.jsonl"))
+    prepare(source, ThoughtsFormat(), TOKENIZER, tmp_path / "p", held_out=0)
+    assert Prepared.open(tmp_path / "p").manifest.notes == {
+        "records have the key 'other', which is not used": 1
+    }
+
+
 def test_prosqa_records_are_read(tmp_path: Path) -> None:
     record = {"question": "Is Tom a lempus?", "steps": ["Tom is a terpus."], "answer": "Yes."}
     (tmp_path / "p.jsonl").write_text(json.dumps(record) + "\n")
@@ -332,6 +349,31 @@ def test_prosqa_records_are_read(tmp_path: Path) -> None:
     ]  # fmt: skip
     with pytest.raises(ValueError, match="no question in 'question', list of steps"):
         list(ThoughtsFormat().contents({"question": "x", "answer": "y"}))
+
+
+def test_a_vocabulary_without_rows_for_thoughts_is_refused(tmp_path: Path) -> None:
+    """Before the first step, though no text may have the bytes 253 to 255; of a start too."""
+    small = (
+        "device=cpu", "train.steps=1", "train.batch_size=2", "eval.measures={}", "model.width=32",
+        "model.layers=1", "data.questions=20",
+    )  # fmt: skip
+    config, _ = read_run("coconut", [f"folder={tmp_path / 'a'}", "model.vocabulary=256", *small])
+    with pytest.raises(SettingError, match=r"256 tokens and coconut 3 of its own; .* 259 rows"):
+        train(config)
+    for words in (["tokenizer=bpe"], ["tokenizer=null"]):  # those that are trained leave them free
+        config, _ = read_run("coconut", [*words, "model.vocabulary=300"])
+        assert config.new_tokenizer.vocabulary == 297
+    plain = TransformerConfig(
+        vocabulary=257, width=16, layers=1, context=256, attention=(GQA(heads=2),)
+    ).build(0)  # fmt: skip
+    native.save(plain, TOKENIZER, tmp_path / "plain")
+    words = [f"folder={tmp_path / 'b'}", f"start={tmp_path / 'plain'}", "model=null", *small[:4]]
+    with pytest.raises(SettingError, match="a run that has a start uses its tokenizer"):
+        read_run("coconut", words)
+    with pytest.raises(SettingError, match="257 rows are too few"):
+        train(read_run("coconut", [*words, "tokenizer=null"])[0])
+    with pytest.raises(SettingError, match="thoughts measures models of culm train coconut"):
+        Thoughts().measure(Subject(plain, TOKENIZER))
 
 
 def test_wrong_settings_say_what_is_wrong(rows: Batch) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from culm.config import SettingError
 from culm.graph.edges import read_graph
+from culm.graph.settings import EdgeConfig
 
 
 def written(folder: Path, text: str, name: str = "edges.tsv") -> Path:
@@ -52,6 +53,25 @@ def test_repeated_edges_and_loops_are_left_out_and_counted(tmp_path: Path) -> No
         "1 repeated edges were left out.",
         "1 edges from a node to itself were left out.",
     )
+
+
+def test_what_is_not_read_is_said(tmp_path: Path) -> None:
+    graph = read_graph(written(tmp_path, "id1\tid2\tweight\na\tb\t0.5\na\tc\n"))
+    assert len(graph.edges) == 2
+    assert graph.remarks == (
+        "1 line is a header (id1 id2) and no edge.",
+        "1 lines have further columns, which are not read.",
+    )
+
+
+def test_a_graph_without_negatives_teaches_nothing(tmp_path: Path) -> None:
+    for text, learned in (("a\tb\n", False), ("a\tb\na\tc\n", False), ("a\tb\nb\tc\n", True)):
+        config = EdgeConfig(path=written(tmp_path, text))
+        if learned:
+            assert config.read().has_negatives
+            continue
+        with pytest.raises(SettingError, match="each child has all other nodes as parents"):
+            config.read()
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,9 @@ def test_verbs_of_a_trained_run(edges: Path, tmp_path: Path) -> None:
     for arguments, message in (
         (("inspect", str(run), "--near", "n77"), "n77: no such node"),
         (("inspect", str(run), "--disc", "--format", "svg"), "already exists"),
+        (("eval", str(run), "--text", str(edges)), "text: the model has points of a graph"),
+        (("eval", str(run), "--suite", "chat"), "suite: the model has points of a graph"),
+        (("inspect", str(run), "--attention", "a"), "attention: neither this nor logit-lens"),
         (("generate", str(run), "text"), "points of a graph and no language model"),
     ):
         refused = runner.invoke(app, list(arguments))

@@ -39,6 +39,7 @@ from culm.plan.utilisation import flops_per_token, on_meta
 from culm.run.settings import read_run
 from culm.run.train import train
 from culm.text.load import load
+from culm.verbs.quantize import show_quantized
 
 V = 13
 KINDS = {
@@ -299,6 +300,12 @@ def test_a_run_trains_measures_saves_and_generates(tmp_path, capsys) -> None:
     assert said == "".join(loaded.stream("abc", max_tokens=9, seed=1))
     with pytest.raises(SettingError, match="fills in masked tokens"):
         loaded.logits([1, 2])
+    for options in ({"cache": "int8"}, {"speculate": "ngram"}, {"draft": tmp_path / "run"}):
+        with pytest.raises(SettingError, match=r"(cache|speculate): a model that fills in masked"):
+            load(tmp_path / "run", **options)
+    show_quantized(str(tmp_path / "run"), str(tmp_path / "small"), "int8", "rtn", (), "cpu")
+    assert "decoding" not in capsys.readouterr().out  # token by token, as it cannot
+    assert load(tmp_path / "small").generate("abc", max_tokens=9, seed=1)
     export(tmp_path / "run", tmp_path / "folder")
     assert "masked" in capsys.readouterr().err
     again = load(tmp_path / "folder", dtype="float32", tokens_per_step=4)
@@ -316,6 +323,8 @@ def test_another_objective_refuses_its_model_and_a_plain_one_gets_a_mask(tmp_pat
     given = [one for one in settings(tmp_path) if not one.startswith(own)]
     config, _ = read_run("diffusion", [*given, *more])
     train(config)
+    with pytest.raises(SettingError, match="tokens_per_step: it goes with a model that fills in"):
+        load(plain, tokens_per_step=2)
     before, after = read(plain)[0], read(tmp_path / "second")[0]
     assert after.config.vocabulary == before.config.vocabulary + 1
     more = [f"folder={tmp_path / 'third'}", "model=null", f"start={tmp_path / 'second'}"]

@@ -3,6 +3,15 @@
 import httpx2 as httpx
 import openai
 import pytest
+from reciter import Running
+
+from culm.model.attention.gqa import GQA
+from culm.model.transformer import TransformerConfig
+from culm.serve.clients import clients_of
+from culm.serve.http.app import build
+from culm.serve.settings import ServeConfig
+from culm.text.language_model import LanguageModel
+from culm.tokenizer.bytes import Bytes
 
 HI = [{"role": "user", "content": "hi"}]
 
@@ -107,3 +116,21 @@ def test_bad_completions(running, body, param):
     assert answer.json()["error"]["type"] == "invalid_request_error"
     if param:
         assert answer.json()["error"]["param"].startswith(param)
+
+
+@pytest.mark.parametrize("path", ["chat/completions", "responses"])
+def test_a_dialogue_for_a_model_without_a_chat_template(path: str) -> None:
+    tokenizer = Bytes().build()
+    attention = (GQA(heads=1, head_dim=8),)
+    config = TransformerConfig(vocabulary=256, width=8, layers=1, context=64, attention=attention)
+    app = build(
+        LanguageModel(config.build(), tokenizer), "base", ServeConfig(), clients_of((), None)
+    )
+    server = Running(app)
+    try:
+        body = {"model": "base", "messages" if path.startswith("chat") else "input": HI}
+        answer = httpx.post(f"{server.url}/v1/{path}", json=body)
+        assert answer.status_code == 400
+        assert "has no chat template" in answer.json()["error"]["message"]
+    finally:
+        server.stop()

@@ -1,7 +1,7 @@
 """Answers to the prompts of a file: as of a chat, continued exactly, ready to train on."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,7 @@ from culm.text.answers import NO_ROOM, UNFINISHED, Answering, progress_file, wri
 from culm.text.language_model import LanguageModel
 from culm.text.options import read_options
 from culm.text.reply import Reply
+from culm.verbs.generate import write_continuation
 
 Stage = Callable[..., dict]
 
@@ -196,3 +197,14 @@ def test_a_student_learns_from_the_file_as_it_is(stage: Stage, tmp_path: Path) -
     train(parse(RunConfig, {**settings, "folder": str(tmp_path / "run")}))
     assert weights_in(tmp_path / "run")
     assert read_lines(tmp_path / "run" / "metrics.jsonl")[0]["loss"] > 0
+
+
+def test_a_text_that_ends_at_once_is_said_to(capsys: pytest.CaptureFixture[str]) -> None:
+    class Ended:
+        def stream(self, prompt: str, max_tokens: int) -> Iterator[str]:
+            return iter(())
+
+    write_continuation(Ended(), "A fox", 3)
+    said = capsys.readouterr()
+    assert said.out == "A fox\n"
+    assert "ended the text at once" in said.err

@@ -1,6 +1,7 @@
 """culm compare: ends of runs with intervals over seeds, by family and by panel."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from culm.cli import app
 from culm.config import SettingError
 from culm.eval.curves import grouped, read_measured, without_seed
 from culm.verbs.compare import show_compare
+from culm.verbs.plot import show_plot
 
 
 @pytest.fixture
@@ -65,6 +67,65 @@ def test_a_setting_makes_panels(runs, tmp_path: Path, capsys) -> None:
     assert [line[0] for line in lines if len(line) > 1] == ["a", "bytes", "b", "bytes", "blt"]
     with pytest.raises(SettingError, match=r"no setting 'data\.paths'; did you mean 'data\.path'"):
         compare(folders, tmp_path / "d.svg", panels="data.paths")
+
+
+def test_values_of_different_texts_are_not_ranked_together(runs, tmp_path: Path, capsys) -> None:
+    """Where a metric says as much about the text; scores of a task do not."""
+    folders = runs(("a", "bytes", 0, 2.0, None), ("b", "blt", 0, 1.0, None))
+    for folder in folders:
+        line = {"step": 2, "bits_per_byte": 2.0, "books.bits_per_byte": 1.0, "scores": {"x": 0.5}}
+        (folder / "eval.jsonl").write_text(json.dumps(line))
+        settings = yaml.safe_load((folder / "run.yaml").read_text())
+        settings["eval"] = {"measures": {"books": {"kind": "text", "path": "books"}}}
+        (folder / "run.yaml").write_text(yaml.safe_dump(settings))
+    for metric, titles in (
+        ("bits_per_byte", ["a", "b"]), ("books.bits_per_byte", ["runs"]), ("scores.x", ["runs"]),
+    ):  # fmt: skip
+        compare(folders, tmp_path / "c.svg", metric=metric)
+        said = capsys.readouterr()
+        assert [x.split()[0] for x in said.out.splitlines() if metric in x] == titles
+        assert ("different texts" in said.out + said.err) is (len(titles) > 1)
+
+
+def test_a_text_is_known_by_the_digests_of_its_files(runs, tmp_path: Path, capsys) -> None:
+    """One text that two tokenizers prepared in two places is one."""
+    folders = runs(("a", "bytes", 0, 2.0, None), ("b", "blt", 0, 1.0, None))
+    for folder in folders:
+        made = {"source": folder.name, "origin": {f"{folder}.txt": {"sha256": "0"}}}
+        (folder / "data").mkdir()
+        (folder / "data" / "manifest.json").write_text(json.dumps(made))
+    compare(folders, tmp_path / "c.svg")
+    assert [x.split()[0] for x in capsys.readouterr().out.splitlines()[1:3]] == ["blt", "bytes"]
+    for folder in folders:  # the same path, with other contents
+        settings = yaml.safe_load((folder / "run.yaml").read_text())
+        (folder / "run.yaml").write_text(yaml.safe_dump({**settings, "data": {"path": "t.txt"}}))
+        made = {"source": "t.txt", "origin": {"t.txt": {"sha256": 20 * folder.parent.name}}}
+        (folder / "data" / "manifest.json").write_text(json.dumps(made))
+    compare(folders, tmp_path / "c.svg")
+    titles = [x.split()[:2] for x in capsys.readouterr().out.splitlines() if "bits_per" in x]
+    assert titles == [["t.txt,", 12 * "a"], ["t.txt,", 12 * "b"]]
+
+
+def test_a_copy_of_a_run_is_no_further_seed(runs, tmp_path: Path, capsys) -> None:
+    folders = runs(*(("a", "bytes", seed, 2.0, 1e9) for seed in range(2)))
+    shutil.copytree(folders[1], folders[1].with_name("copy-7"))
+    compare([*folders, folders[1].with_name("copy-7")], tmp_path / "c.svg")
+    said = capsys.readouterr()
+    assert said.out.splitlines()[1].split()[1] == "2"
+    assert "copy-7, with the settings and the seed of" in said.out + said.err
+
+
+def test_a_run_without_the_metric_is_left_out(runs, tmp_path: Path, capsys) -> None:
+    folders = runs(("a", "bytes", 0, 2.0, 1e9), ("a", "blt", 0, 1.0, 1e9))
+    (folders[1] / "eval.jsonl").write_text("")
+    compare(folders, tmp_path / "c.svg")
+    said = capsys.readouterr()
+    assert "No bits_per_byte, and left out" in said.out + said.err
+    assert [line.split()[:2] for line in said.out.splitlines()[1:-1]] == [["bytes", "1"]]
+    show_plot(
+        [*map(str, folders)], ["bits_per_byte", "loss"], str(tmp_path / "p.svg"), "step", True
+    )
+    assert "blt" in capsys.readouterr().out
 
 
 def test_runs_that_read_a_run_of_each_seed_are_one_group(runs) -> None:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from culm.batch import Reads
 from culm.data.example import Dialogue, Example, RecordFormat
-from culm.source.record import shape_of
+from culm.source.record import of_kind, shape_of
 from culm.tokenizer.tokenizer import Tokenizer
 
 
@@ -48,15 +48,15 @@ class ThoughtsFormat(RecordFormat):
             asked, reply = (str(one["content"]) for one in record["messages"][-2:])
             working, _, answer = reply.rpartition(": ")
             return asked, working.split(self.separator) if working else [], answer
-        given = dict.get(record, self.question), dict.get(record, self.answer)
-        steps = dict.get(record, self.steps)
-        texts = isinstance(steps, list) and all(isinstance(one, str) for one in steps)
-        if not all(isinstance(one, str) for one in given) or not texts:
+        question, answer = (of_kind(record, key, str) for key in (self.question, self.answer))
+        steps = of_kind(record, self.steps, list)
+        texts = steps is not None and all(isinstance(one, str) for one in steps)
+        if question is None or answer is None or not texts:
             raise ValueError(
                 f"no question in {self.question!r}, list of steps in {self.steps!r} and answer in "
                 f"{self.answer!r}; {shape_of(record)}"
             )
-        return str(given[0]), list(steps), str(given[1])  # type: ignore[arg-type]
+        return question, steps, answer
 
 
 def part_of(text: str, tokenizer: Tokenizer) -> list[int]:

@@ -7,7 +7,8 @@ from typing import Any, Literal
 import torch
 from pydantic import NonNegativeInt, PositiveInt
 
-from culm.concept.thoughts import thoughts
+from culm.concept.thoughts import check_thinks, thoughts
+from culm.config import SettingError
 from culm.data.format.thoughts import part_of
 from culm.engine.engine import Engine
 from culm.engine.request import Request
@@ -39,10 +40,20 @@ class Thoughts(MeasureConfig):
     max_tokens: PositiveInt = 64
 
     def check(self, subject: Subject) -> None:
-        require_vocabulary(subject.model)
+        """The model must have tokens of thoughts, and be able to read its own states."""
+        model, ids = subject.model, subject.tokenizer.vocabulary
+        require_vocabulary(model)
+        if ids > model.config.vocabulary - SPECIAL:
+            raise SettingError(
+                f"kind: thoughts measures models of culm train coconut, whose vocabulary has "
+                f"{SPECIAL} rows after those of the tokenizer; leave it out"
+            )
+        if self.thoughts == "latent":
+            check_thinks(model)
 
     def measure(self, subject: Subject) -> dict[str, Any]:
         """Greedy answers through the engine; each rank asks a share."""
+        self.check(subject)
         task: Task = self.task
         numbers = subject.share(range(self.questions))
         asked = [task.question("test", number, subject.seed) for number in numbers]
