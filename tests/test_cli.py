@@ -10,14 +10,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from typer.main import get_command
 
 from culm.cli import app, main
 from culm.convert.export import size_of
 
-VERBS = [
-    *(command.name or command.callback.__name__ for command in app.registered_commands),
-    *(group.typer_instance.info.name for group in app.registered_groups),
-]
+VERBS = list(get_command(app).commands)
 TINY = [
     "model={vocabulary: 262, width: 32, layers: 2, context: 64, attention: {kind: gqa, heads: 2}}",
     "tokenizer={kind: bytes, specials: true}",

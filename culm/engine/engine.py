@@ -24,8 +24,9 @@ from culm.engine.queue import Queue
 from culm.engine.request import Completion, Event, Request, Running, check_request
 from culm.engine.runner import Runner
 from culm.engine.speculation import Speculation, draft, drafter_for
+from culm.model.ability import require_next_token
 from culm.model.quantized_cache import CacheKind
-from culm.model.transformer import Transformer, require_next_token
+from culm.model.transformer import Transformer
 
 
 class Engine:

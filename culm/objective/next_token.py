@@ -11,8 +11,9 @@ from pydantic import Field, NonNegativeFloat
 from torch import Tensor, nn
 
 from culm.batch import Batch, Loss, Reads, Term
+from culm.model.ability import require_text
 from culm.model.context import Context
-from culm.model.transformer import Transformer, require_text
+from culm.model.transformer import Transformer
 from culm.objective.chunks import learned_rows, over_chunks
 from culm.objective.objective import Load, Objective, ObjectiveConfig
 

@@ -30,7 +30,7 @@ from culm.eval.responder import Responder
 from culm.eval.settings import EvalConfig
 from culm.eval.suite import Answers, answer_suite, identity_of
 from culm.files import json_text
-from culm.model.transformer import require_vocabulary
+from culm.model.ability import require_vocabulary
 from culm.task.file_task import notes_of
 from culm.verbs.evaluate_chat import chat_gains, chat_lines, with_judge
 from culm.verbs.evaluate_options import refuse_unused

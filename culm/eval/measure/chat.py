@@ -22,7 +22,8 @@ from culm.eval.local import LocalModel
 from culm.eval.measure.measure import MeasureConfig, Subject
 from culm.eval.questions import distinct
 from culm.eval.responder import Generation, Responder
-from culm.model.transformer import Transformer, require_vocabulary
+from culm.model.ability import require_vocabulary
+from culm.model.transformer import Transformer
 from culm.rollout.reward.ensemble import Ensemble
 from culm.rollout.reward.format import FormatBonus
 from culm.rollout.reward.function import FunctionScore

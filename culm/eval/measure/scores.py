@@ -13,7 +13,7 @@ from culm.eval.measure.measure import MeasureConfig, Subject
 from culm.eval.questions import answer_questions, compared, distinct, estimates
 from culm.eval.responder import Generation
 from culm.eval.text_metrics import TextMetric, require_packages
-from culm.model.transformer import require_vocabulary
+from culm.model.ability import require_vocabulary
 from culm.task import Tasks
 from culm.task.task import Task, Together
 

@@ -10,7 +10,7 @@ from pydantic import PositiveInt
 from culm.config import SettingError
 from culm.eval.local import LocalModel
 from culm.eval.measure.measure import MeasureConfig, Subject
-from culm.model.transformer import require_vocabulary
+from culm.model.ability import require_vocabulary
 from culm.source import open_source
 from culm.source.record import written
 from culm.source.source import LeftOutOnly, found_in

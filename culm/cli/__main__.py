@@ -1,0 +1,5 @@
+"""`python -m culm.cli`, for programs that start `culm` with a Python of their own choice."""
+
+from culm.cli import main
+
+main()
