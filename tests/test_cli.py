@@ -297,8 +297,11 @@ def test_doctor_shows_the_machine_and_its_extras(culm):
         "cores",
         "memory",
         "precision",
-        "compiler",
         "sandbox",
+        "Kernels of cpu",
+        "compile",
+        "Errors on cpu, relative to fp64",
+        "matmul, bf16",
         "Extras",
         "tensorboard",
     ):

@@ -65,7 +65,7 @@ def schema() -> None:
 
 @app.command(rich_help_panel=PANEL)
 def doctor() -> None:
-    """Show what this machine offers to Culm."""
+    """Show what this machine offers to Culm, and check its numerics."""
     from culm.verbs.doctor import show_doctor
 
-    show_doctor()
+    raise typer.Exit(0 if show_doctor() else 1)

@@ -52,7 +52,7 @@ class Lesson:
 
     @property
     def topic(self) -> str:
-        """`parts`, as the module of its checks."""
+        """`parts`, as a module of its checks; others may be beside it."""
         return self.path.stem.split("_", 1)[1]
 
     @cached_property
