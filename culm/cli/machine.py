@@ -64,8 +64,8 @@ def schema() -> None:
 
 
 @app.command(rich_help_panel=PANEL)
-def doctor() -> None:
+def doctor(device: given.Device = "auto") -> None:
     """Show what this machine offers to Culm, and check its numerics."""
     from culm.verbs.doctor import show_doctor
 
-    raise typer.Exit(0 if show_doctor() else 1)
+    raise typer.Exit(0 if show_doctor(device) else 1)

@@ -52,8 +52,8 @@ Reload = Annotated[
 PrefixTokens = Annotated[
     int | None,
     typer.Option(
-        help="Keep so many tokens of earlier prompts and answers, so that what begins alike is "
-        "read once; 0: none. Each needs the memory of a token of a slot.",
+        help="Keep this many tokens of earlier prompts and answers, so that a shared beginning "
+        "is read once; 0 keeps none. Each takes the memory of one cached token.",
         min=0,
         show_default="4096",
     ),

@@ -20,7 +20,7 @@ Seeds = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="Train so many runs, each with a seed of its own, in FOLDER/seed-N.",
+        help="Train this many runs, each with its own seed, in FOLDER/seed-N.",
         show_default=False,
     ),
 ]

@@ -49,5 +49,5 @@ class Responder(Protocol):
         ...
 
     def replies(self, questions: Sequence[Question], how: Generation) -> list[list[Reply]]:
-        """For each question, so many replies as are asked for."""
+        """For each question, as many replies as are asked for."""
         ...

@@ -41,8 +41,8 @@ class _Dialogue:
 def last_replies(
     responder: Responder, asked: Sequence[tuple[Task, Question]], how: Generation
 ) -> list[list[Reply]]:
-    """For each question, so many replies as are asked for: of a task that answers them, the last
-    ones. A dialogue that no longer fits the model's context ends there.
+    """For each question, as many replies as are asked for: the last ones of a task that answers
+    them. A dialogue that no longer fits the model's context ends there.
     """
     first = responder.replies([question for _, question in asked], how)
     dialogues = [

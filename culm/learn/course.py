@@ -52,7 +52,7 @@ class Lesson:
 
     @property
     def topic(self) -> str:
-        """`parts`, as a module of its checks; others may be beside it."""
+        """`parts`, as the first module of its checks."""
         return self.path.stem.split("_", 1)[1]
 
     @cached_property

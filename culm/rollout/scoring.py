@@ -18,7 +18,7 @@ from culm.rollout.reward.reward import RewardConfig, named, scores_of
 from culm.rollout.trajectory import Trajectory
 
 SETTING = "train.reward"
-EPS = 1e-8  # of a standard deviation, as of whitened advantages
+EPS = 1e-8  # of a standard deviation, as for whitened advantages
 Parts = dict[str, list[float]]  # what each reward gave, by its name
 
 

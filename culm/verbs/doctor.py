@@ -30,16 +30,19 @@ USES = {
 }
 
 
-def show_doctor() -> bool:
-    """Print what is installed, what each device computes with, and how exact it is.
+def show_doctor(name: str = "auto") -> bool:
+    """Print what is installed, what the CPU and a device compute with, and how exact they are.
 
     Returns whether all results are as exact as they must be.
+
+    Raises:
+        SettingError: the device is not available.
     """
     console = Console(highlight=False, soft_wrap=True)
-    best = choose_device("auto")
-    _show(console, None, _machine(best))
+    chosen = choose_device(name)
+    _show(console, None, _machine(chosen))
     passed = True
-    for device in dict.fromkeys((torch.device("cpu"), best)):
+    for device in dict.fromkeys((torch.device("cpu"), chosen)):
         checks = list(numerics(device))
         _show(console, f"Kernels of {device}", kernels(device, checks))
         _show(console, f"Errors on {device}, relative to fp64", map(_found, checks))

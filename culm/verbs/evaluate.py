@@ -277,7 +277,7 @@ def _interval(estimate: Mapping[str, float]) -> str:
 
 
 def _rows(results: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Each estimate with its name; several of one result are named after their tasks."""
+    """Each estimate with its name; if a result has several, they are named after their tasks."""
     fields = set(Estimate.__annotations__)
     for name, value in results.items():
         if isinstance(value, Mapping) and set(value) == fields:

@@ -44,7 +44,7 @@ class Chat(MeasureConfig):
     tasks: where the requests come from; one with several turns is continued with the model's own
     replies. questions: distinct requests per task; all of them if it is null.
 
-    reward: as of a rollout: a judge, reward models, functions. Two models (--against) are compared
+    reward: as in a rollout: a judge, reward models, functions. Two models (--against) are compared
     in pairs by the same judge, each pair in both orders; its form is otherwise a rating.
 
     max_tokens: limit of a reply. temperature: of replies; at 0, the most likely token is taken.
@@ -113,9 +113,9 @@ class Chat(MeasureConfig):
         return rewards_of(said, rewards, readers.load, known, seed)
 
     def duel(self, ours: Sequence[Said], theirs: Sequence[Said], seed: int) -> Estimate | None:
-        """The share of replies that a judge prefers to those of another model, a tie being half of
-        one; in a dialogue of several turns each model has its own earlier replies. None without a
-        judge.
+        """The share of replies that a judge prefers to another model's; None without a judge.
+
+        A tie counts as half. In a dialogue of several turns, each model reads its own replies.
         """
         judge = next((one for one in self.rewards if isinstance(one, Judge)), None)
         if judge is None:
