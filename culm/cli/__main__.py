@@ -2,4 +2,5 @@
 
 from culm.cli import main
 
-main()
+if __name__ == "__main__":
+    main()
