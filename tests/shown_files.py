@@ -22,11 +22,13 @@ CAPITALS = {"France": "Paris", "Italy": "Rome", "Spain": "Madrid", "Japan": "Tok
 def write_all(folder: Path) -> None:
     """Everything that exists before the first command of a page."""
     chance = random.Random(0)
-    for name in ("books/en/one", "books/de/two", "web/page", "textbooks/book", "documents/manual",
+    for name in ("books/en/one", "books/de/two", "web/page", "documents/manual",
                  "long-texts/saga", "code/main", "novels/novel", "handbook/returns"):  # fmt: skip
         _write(folder / f"{name}.txt", "\n\n".join(_paragraph(chance) for _ in range(60)))
     for name in ("book", "books", "novel", "sentences", "letter", "tokens"):
         _write(folder / f"{name}.txt", "\n".join(_sentence(chance) for _ in range(60)))
+    _write(folder / "runs/books.yaml", "base: pretrain\nfolder: runs/books-file\n"
+           "model: {base: nano, width: 96, layers: 2}\ndata: {path: books/}\n")  # fmt: skip
     _write_records(folder, chance)
     _write_models(folder)
 
@@ -45,6 +47,7 @@ def _write_records(folder: Path, chance: random.Random) -> None:
         "rankings": ({"prompt": q, "answers": a, "ranks": [1, 2, 3]} for q, a in pairs),
         "questions": ({"prompt": q} for q in asked[:3]),
         "articles": ({"content": " ".join(a)} for a in answers),
+        "textbooks/book": ({"text": " ".join(sorted(a))} for a in answers),
         "web": ({"text": " ".join(a)} for a in answers),
         "sample": ({"text": " ".join(a)} for a in answers),
         "books/corpus": ({"text": " ".join(a)} for a in answers),
@@ -70,12 +73,12 @@ def _write_records(folder: Path, chance: random.Random) -> None:
 
 
 def _write_models(folder: Path) -> None:
-    """A model of bytes at each stage of the quickstart, and a teacher."""
+    """A model of bytes at each stage of the quickstart, and one more."""
     words = Bytes(specials=True).build()
     config = TransformerConfig(
         vocabulary=words.vocabulary, width=32, layers=1, context=256, attention=(GQA(heads=2),)
     )
-    for place in (*(f"quickstart/{stage}" for stage in STAGES), "base", "chat", "small"):
+    for place in (*(f"quickstart/{stage}" for stage in STAGES), "base"):
         (folder / "runs" / place).mkdir(parents=True)
         native.save(config.build(seed=0), words, folder / "runs" / place)
 
@@ -91,7 +94,7 @@ def _sentence(chance: random.Random) -> str:
 
 
 def _paragraph(chance: random.Random) -> str:
-    return " ".join(_sentence(chance) for _ in range(5))
+    return " ".join(_sentence(chance) for _ in range(12))
 
 
 def _jsonl(records: Iterable[dict]) -> str:

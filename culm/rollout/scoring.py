@@ -56,7 +56,7 @@ class Scoring:
         """What each reward gives, before it is shaped.
 
         Raises:
-            SettingError: it fails, or gives something else than a number for each, or nan.
+            SettingError: it fails, or gives something other than a number for each, or nan.
         """
         return {name: scores_of(name, score, trajectories) for name, score in self._scores.items()}
 
