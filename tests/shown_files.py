@@ -29,6 +29,7 @@ def write_all(folder: Path) -> None:
         _write(folder / f"{name}.txt", "\n".join(_sentence(chance) for _ in range(60)))
     _write(folder / "runs/books.yaml", "base: pretrain\nfolder: runs/books-file\n"
            "model: {base: nano, width: 96, layers: 2}\ndata: {path: books/}\n")  # fmt: skip
+    _write(folder / "question.txt", "What is 17 + 25?\n")  # for commands that read one
     _write_records(folder, chance)
     _write_models(folder)
 

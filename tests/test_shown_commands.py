@@ -76,6 +76,13 @@ def small(arguments: list[str]) -> list[str]:
     return [*named, *added, *words[len(named) :]]
 
 
+def redirected(arguments: list[str]) -> tuple[list[str], str, str | None]:
+    """The words of the command, the file that it reads, and the file that takes its output."""
+    words = list(takewhile(lambda word: word not in ("<", ">"), arguments))
+    files = dict(zip(arguments[len(words) :: 2], arguments[len(words) + 1 :: 2], strict=True))
+    return words, files.get("<", "question.txt"), files.get(">")
+
+
 def copy_models(arguments: list[str]) -> None:
     for copy, original in COPIES.items():
         named = any(re.split("[=]", word)[-1] == copy for word in arguments)
@@ -107,8 +114,14 @@ def test_a_shown_command_runs(arguments, workplace, monkeypatch, capsys):
     """Later ones read what earlier ones wrote."""
     monkeypatch.chdir(workplace)
     copy_models(arguments)
-    monkeypatch.setattr(sys, "argv", ["culm", *small(arguments)])
-    with pytest.raises(SystemExit) as ended:
-        main()
+    words, given, taken = redirected(arguments)
+    monkeypatch.setattr(sys, "argv", ["culm", *small(words)])
+    with open(given) as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        with pytest.raises(SystemExit) as ended:
+            main()
+    shown = capsys.readouterr()
+    if taken is not None:
+        Path(taken).write_text(shown.out)
     unsolved = arguments[:2] == ["learn", "check"]  # nobody has written these exercises here
-    assert bool(ended.value.code) == unsolved, capsys.readouterr().err
+    assert bool(ended.value.code) == unsolved, shown.err
