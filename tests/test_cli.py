@@ -106,6 +106,12 @@ def test_verbs_are_those_of_the_readme():
     assert listed <= set(VERBS)
 
 
+def test_the_help_groups_all_verbs(culm):
+    _, out, _ = culm("--help")
+    assert all(command.rich_help_panel for command in get_command(app).commands.values())
+    assert " Commands " not in out
+
+
 # -- verbs ------------------------------------------------------------------------------------
 
 

@@ -169,7 +169,7 @@ def inspect(
 
 @app.command(rich_help_panel=PANEL)
 def lineage(model: given.Model) -> None:
-    """Show what a model was made from, down to raw files, and what of it changed since."""
+    """Show what a model was made from, down to raw files, and which of these changed since."""
     from culm.verbs.lineage import show_lineage
 
     show_lineage(model)
@@ -193,7 +193,7 @@ def push(
 
 @app.command(rich_help_panel=PANEL)
 def reproduce(model: given.Model, out: ScriptFolder, overwrite: given.Overwrite = False) -> None:
-    """Write the commands that make a model again, from its raw files on."""
+    """Write the commands that make a model again, starting from its raw files."""
     from culm.verbs.reproduce import write_reproduction
 
     write_reproduction(model, out, overwrite)

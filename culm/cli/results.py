@@ -166,7 +166,7 @@ def compare(
     panels: ComparedPanels = None,
     overwrite: given.Overwrite = False,
 ) -> None:
-    """Compare where runs end, with 95 % intervals over seeds; the table begins with the least."""
+    """Compare where runs end, with 95 % intervals over seeds; the lowest value comes first."""
     from culm.verbs.compare import show_compare
 
     show_compare(runs, metric, out, over, panels, overwrite)

@@ -57,7 +57,7 @@ SchedulerName = Annotated[
     Literal["slurm", "kubernetes", "skypilot", "ray"] | None,
     typer.Option("--for", help="Write the file for this scheduler, and start nothing."),
 ]
-ContainerImage = Annotated[str, typer.Option(help="With Culm, for Kubernetes.")]
+ContainerImage = Annotated[str, typer.Option(help="Container image with Culm, for Kubernetes.")]
 JobOut = Annotated[Path | None, typer.Option(help="Where the file goes; printed if not given.")]
 TargetDevice = Annotated[
     str | None,
