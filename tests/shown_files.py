@@ -25,11 +25,16 @@ def write_all(folder: Path) -> None:
     for name in ("books/en/one", "books/de/two", "web/page", "documents/manual",
                  "long-texts/saga", "code/main", "novels/novel", "handbook/returns"):  # fmt: skip
         _write(folder / f"{name}.txt", "\n\n".join(_paragraph(chance) for _ in range(60)))
-    for name in ("book", "books", "novel", "sentences", "letter", "tokens"):
+    for name in ("book", "novel"):
+        _write(folder / f"{name}.txt", "\n\n".join(_paragraph(chance) for _ in range(60)))
+    for name in ("sentences", "letter", "tokens"):
         _write(folder / f"{name}.txt", "\n".join(_sentence(chance) for _ in range(60)))
     _write(folder / "runs/books.yaml", "base: pretrain\nfolder: runs/books-file\n"
-           "model: {base: nano, width: 96, layers: 2}\ndata: {path: books/}\n")  # fmt: skip
+           "model: {base: nano, width: 128, layers: 2}\ndata: {path: books/}\n")  # fmt: skip
     _write(folder / "question.txt", "What is 17 + 25?\n")  # for commands that read one
+    _write(folder / "capitals.yaml", "measures: {scores: {tasks: [{kind: prompts, name: capitals, "
+           "path: capitals.jsonl, split: test, grade: normalized}]}}\n")  # fmt: skip
+    _write(folder / "my.py", "def brevity(completion, answer):\n    return 1.0\n")
     _write_records(folder, chance)
     _write_models(folder)
 
@@ -51,7 +56,7 @@ def _write_records(folder: Path, chance: random.Random) -> None:
         "textbooks/book": ({"text": " ".join(sorted(a))} for a in answers),
         "web": ({"text": " ".join(a)} for a in answers),
         "sample": ({"text": " ".join(a)} for a in answers),
-        "books/corpus": ({"text": " ".join(a)} for a in answers),
+        "books/corpus": ({"text": _paragraph(chance)} for _ in answers),
         "capitals": ({"prompt": f"The capital of {country}?", "answer": city}
                      for country, city in CAPITALS.items()),
     }  # fmt: skip
