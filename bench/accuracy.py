@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from peers import LlamaCpp
+from peers_llama_cpp import LlamaCpp
 from torch import Tensor
 
 from culm.adapt.quantize import Int8, Quantizer

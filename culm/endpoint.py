@@ -249,8 +249,9 @@ def key_of(variable: str, setting: str) -> str:
 
 
 def ask_each(ask: Callable[[T], R], asked: Sequence[T], concurrent: int) -> list[R]:
-    """The answer to each, in order, with so many requests at the same time. After an error nothing
-    further is asked.
+    """The answer to each, in order. After an error nothing further is asked.
+
+    concurrent: requests at the same time.
     """
     failed = threading.Event()
 

@@ -66,7 +66,7 @@ def refuse_nonempty(folder: Path, mark: str) -> None:
 
 
 def refuse_pointer(path: Path) -> None:
-    """Refuse a file of which Git only fetched the pointer to its content.
+    """Refuse a Git LFS pointer, which is there instead of the content of the file.
 
     Raises:
         SettingError: with how to fetch it.

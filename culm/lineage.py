@@ -20,7 +20,7 @@ NAME = "lineage.json"
 
 
 class Content(Config):
-    """A file or model that was read. sha256: None where it was not recorded, as of a stream."""
+    """A file or model that was read. sha256: None where it was not recorded, as for a stream."""
 
     path: str
     sha256: str | None = None

@@ -86,7 +86,7 @@ def read_pickled(path: Path) -> Iterator[tuple[str, Tensor]]:
             f"{path}: broken, or more than tensors, which is not read: {reason}"
         ) from None
     if not isinstance(held, dict) or not all(isinstance(t, Tensor) for t in held.values()):
-        raise SettingError(f"{path}: it holds something else than tensors by name")
+        raise SettingError(f"{path}: it holds something other than tensors by name")
     for name in list(held):
         yield str(name), held.pop(name)
 
@@ -195,7 +195,7 @@ def _checked(file: BinaryIO, size: int) -> _Header:
         raise _BrokenError("its header is no mapping")
     metadata = entries.pop(METADATA, {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise _BrokenError(f"{METADATA} holds something else than texts")
+        raise _BrokenError(f"{METADATA} holds something other than texts")
     data = size - 8 - length
     tensors = [_place(name, entry, data) for name, entry in entries.items()]
     tensors.sort(key=lambda tensor: (tensor.start, tensor.stop))

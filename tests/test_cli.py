@@ -10,14 +10,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from typer.main import get_command
 
 from culm.cli import app, main
 from culm.convert.export import size_of
 
-VERBS = [
-    *(command.name or command.callback.__name__ for command in app.registered_commands),
-    *(group.typer_instance.info.name for group in app.registered_groups),
-]
+VERBS = list(get_command(app).commands)
 TINY = [
     "model={vocabulary: 262, width: 32, layers: 2, context: 64, attention: {kind: gqa, heads: 2}}",
     "tokenizer={kind: bytes, specials: true}",
@@ -106,6 +104,12 @@ def test_verbs_are_those_of_the_readme():
         "quantize", "export", "import", "inspect", "bench", "schema", "doctor",
     }  # fmt: skip
     assert listed <= set(VERBS)
+
+
+def test_the_help_groups_all_verbs(culm):
+    _, out, _ = culm("--help")
+    assert all(command.rich_help_panel for command in get_command(app).commands.values())
+    assert " Commands " not in out
 
 
 # -- verbs ------------------------------------------------------------------------------------
@@ -299,8 +303,11 @@ def test_doctor_shows_the_machine_and_its_extras(culm):
         "cores",
         "memory",
         "precision",
-        "compiler",
         "sandbox",
+        "Kernels of cpu",
+        "compile",
+        "Errors on cpu, relative to fp64",
+        "matmul, bf16",
         "Extras",
         "tensorboard",
     ):

@@ -77,8 +77,12 @@ def test_commands_parse(arguments, own, monkeypatch, tmp_path):
 def written(arguments):
     """The folder or file that a command writes, if its page names one."""
     name, *rest = arguments
-    given = get_command(app).commands[name].make_context(name, list(rest)).params
-    if name == "train":
+    verb = get_command(app).commands[name]
+    if name == "tokenize":
+        name, *rest = rest
+        verb = verb.commands[name]
+    given = verb.make_context(name, list(rest)).params
+    if arguments[0] == "train":
         return next((s[7:] for s in given["settings"] or [] if s.startswith("folder=")), None)
     return str(given["out"]) if given.get("out") else None
 

@@ -105,7 +105,7 @@ ONE = b'"a":{"dtype":"I8","shape":[1],"data_offsets":[0,1]}'
         (lambda h: h.update(a2=h["a"]), None, None, "a and a2 overlap"),
         (lambda h: h.pop("a"), None, None, "leave a gap|belong to no tensor"),
         (lambda h: h.update(a=5), None, None, "a has no dtype, shape and data_offsets"),
-        (lambda h: h.update(__metadata__={"n": 3}), None, None, "holds something else than texts"),
+        (lambda h: h.update(__metadata__={"n": 3}), None, None, "holds something other than texts"),
         (None, b"", None, "truncated"),
         (None, bytes(500), None, "bytes after .* belong to no tensor"),
         (None, b"1", b"{" + ONE + b"," + ONE + b"}", "a is there twice"),

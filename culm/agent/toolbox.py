@@ -36,7 +36,7 @@ class ToolSettings:
     def __post_init__(self) -> None:
         for name in self.tools:
             if name not in KNOWN:
-                raise SettingError(f"tools: {name!r} is none of {', '.join(KNOWN)}")
+                raise SettingError(f"tools: {name!r} is not one of {', '.join(KNOWN)}")
         given = {"sql": self.databases, "search": self.folder, "web": self.web}
         options = {"sql": "--database", "search": "--folder", "web": "--web"}
         for name, value in given.items():

@@ -28,10 +28,10 @@ class Entropy(Config):
     """path: a run or model folder of the small model, read when a run starts; the weights are then
     stored with the model.
     model: its settings, which the run fills in.
-    threshold: in nats; without it the run takes the quantile of its text that gives patches of the
-        wanted size.
+    threshold: in nats; if not given, the run takes the quantile of its text that gives patches of
+        the size `bytes_per_patch`.
     bytes_per_patch: this size, on average.
-    monotonic: compare the rise of the entropy from byte to byte, not the entropy.
+    monotonic: compare the increase of the entropy from byte to byte, not the entropy itself.
     max_bytes: of a patch.
     """
 

@@ -75,10 +75,10 @@ class History:
 
 @dataclass(frozen=True)
 class Chances:
-    """Where the random numbers of a loss come from: for each row, so that any division of a step
-    into micro-batches and ranks gives the same ones.
+    """The random numbers of a loss. Each row has its own seed, so they do not depend on how a step
+    is divided into micro-batches and ranks.
 
-    seeds: of the rows. estimated: whether a denoiser reads its own estimate, in the whole step.
+    seeds: one per row. estimated: whether the denoiser of this step reads its own estimate.
     """
 
     seeds: Sequence[int]
@@ -125,7 +125,7 @@ class ConceptNetwork(FullPrecision, ABC):
         """Called once before training. concepts: (N, C), normalised, of training data."""
 
     def random(self, shape: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
-        """The random numbers for so many concepts: (*shape, ...), on the CPU."""
+        """The random numbers for this many concepts: (*shape, ...), on the CPU."""
         return torch.randn(*shape, self.dim, generator=generator)
 
     @abstractmethod

@@ -34,7 +34,7 @@ class _Fork:
     exact: Fraction
 
     def divided(self, total: int) -> tuple[int, int]:
-        """So many rows, at or after that step, on the left and on the right."""
+        """The numbers of rows at or after that step, on the left and on the right."""
         more = total - self.total
         left = floor(self.exact + self.share * more + HALF)
         left = min(max(left, self.before), self.before + more)

@@ -31,7 +31,7 @@ class Competence(Config):
     power: PositiveFloat = 2.0
 
     def part(self, step: int, steps: int) -> tuple[float, float]:
-        """From where to where step `step` (from 0) of so many may read."""
+        """From where to where step `step` (from 0) of this many may read."""
         start = self.initial**self.power
         return 0.0, min(1.0, (step * (1 - start) / steps + start) ** (1 / self.power))
 
@@ -68,7 +68,7 @@ class OnePass(Buckets):
 
 
 class Curriculum(Config):
-    """steps: after so many, all rows are read, as without a curriculum.
+    """steps: after this many, all rows are read, as without a curriculum.
 
     difficulty: what makes an example hard. strategy: how much of the sorted rows is read at a step.
     hardest_first: from hard to easy, as a control.
@@ -97,7 +97,7 @@ class Curriculum(Config):
         return float(start), float(end)
 
     def cut(self, step: int, rows: int) -> tuple[int, int]:
-        """The same of so many sorted rows; at least one."""
+        """The same of this many sorted rows; at least one."""
         start, end = (int(share * rows + 1e-9) for share in self.part(step))
         end = max(1, end)
         return min(start, end - 1), end

@@ -159,7 +159,7 @@ class Loader:
         return self._rows.batch(rows)
 
     def sample(self, targets: int) -> Iterator[Batch]:
-        """Rows that hold about so many targets, evenly spread over the corpus, or all: to evaluate.
+        """Rows with about this many targets, evenly spread over the corpus, to evaluate; or all.
 
         The first rows would do for a corpus in random order; books are long.
         """

@@ -38,7 +38,7 @@ def origin_of(source: Source) -> Origin:
 
 
 def change_in(origin: Mapping[str, SourceFile], source: Source) -> str | None:
-    """The first difference between the files of a source and what they were, as half a sentence."""
+    """The first change in the files of a source, as the second half of a sentence."""
     paths = {str(path): path for path in local_files(source)}
     for name in [*paths, *origin]:
         if name not in origin:

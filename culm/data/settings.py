@@ -44,7 +44,7 @@ class DataConfig(Config):
     duplicates: whether all but the first of equal records are dropped.
     packing: "wrapped" puts documents end to end and cuts them into rows; "best_fit" keeps whole
         what fits into a row, in nearly as few rows; "auto" wraps text and fits dialogues.
-    max_documents, max_bytes: read no more than so many records, and stop once so many bytes of
+    max_documents, max_bytes: read no more than this many records, and stop once this many bytes of
         text were read. A stream that is larger than the disk needs one of them.
     tasks: in place of a path, dialogues of these task generators; an on-policy objective asks their
         questions without end.

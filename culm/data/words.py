@@ -48,7 +48,7 @@ def hashes_of(words: Sequence[str]) -> np.ndarray:
 
 
 def runs_of(hashes: np.ndarray, length: int) -> np.ndarray:
-    """(..., words - length + 1) uint64, a hash of each run of so many words, if there are any.
+    """(..., words - length + 1) uint64, a hash of each run of this many words, if there are any.
 
     hashes: (..., words).
     """

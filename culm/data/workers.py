@@ -49,7 +49,7 @@ class Pool:
 @dataclass(frozen=True)
 class Workers:
     """processes: on this machine; 1 is this process. ray: in place of them, the address of a Ray
-    cluster, "auto" for the one that this machine belongs to, or "local" for a cluster of so many
+    cluster, "auto" for the one that this machine belongs to, or "local" for a cluster of this many
     processes that ends with the work.
     """
 

@@ -27,7 +27,7 @@ FORWARD_TOKENS = 8192  # of the cache of one group, padding included: bounds its
 CHUNK_TOKENS = 128  # from which on a forward is worth its overhead
 PADDED = 0.8  # a part that is shorter than this share of the longest goes into another forward
 HEAD_TOKENS = 256  # whose logits are in memory at once
-BEGINNING = 64  # contexts that agree in so many tokens are read together
+BEGINNING = 64  # contexts that share this many first tokens are read together
 
 Ids = tuple[int, ...]
 

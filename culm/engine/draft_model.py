@@ -30,7 +30,7 @@ PART = 256  # tokens of new rows that are read between two steps, so that others
 
 @dataclass
 class _Known:
-    """What the draft model has read of a row: so many of its tokens, and drafts after them."""
+    """What the draft model has read of a row: this many of its tokens, and drafts after them."""
 
     slot: int
     tokens: int = 0

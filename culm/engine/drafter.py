@@ -31,7 +31,7 @@ class Drafter(Protocol):
 
     size: maximum tokens of a draft.
     rollback: maximum tokens between the end of what a step has read and the start of the next
-        window; layers with a sliding window store so many tokens more.
+        window; layers with a sliding window store this many more tokens.
     with_mtp: whether the cache has layers for heads of multi-token prediction.
     """
 

@@ -37,7 +37,7 @@ def embed_in_steps(
     step_tokens: Callable[[], int] = lambda: STEP_TOKENS,
 ) -> Iterator[EmbeddedPart]:
     """Vectors of all texts, short ones first; each step reads `step_tokens()` tokens, if there are
-    so many.
+    this many.
 
     Short texts share a forward; a long one is read in parts, through a cache.
 

@@ -24,8 +24,9 @@ from culm.engine.queue import Queue
 from culm.engine.request import Completion, Event, Request, Running, check_request
 from culm.engine.runner import Runner
 from culm.engine.speculation import Speculation, draft, drafter_for
+from culm.model.ability import require_next_token
 from culm.model.quantized_cache import CacheKind
-from culm.model.transformer import Transformer, require_next_token
+from culm.model.transformer import Transformer
 
 
 class Engine:
@@ -39,10 +40,11 @@ class Engine:
     address. cache: int8 and int4 store keys and values in fewer bits. speculate: who drafts tokens
     (`culm.engine.speculation`), or a smaller model that does, so that a step may give several
     tokens of a request; they are those of plain decoding, up to rounding. step_tokens: read up to
-    so many tokens of prompts between two decoding steps, fewer while requests are running
+    this many tokens of prompts between two decoding steps, fewer while requests are running
     (`culm.engine.pace`), so that these hardly wait for long prompts. None: all prompts that have a
-    slot are read before the next decoding step. prefix_tokens: keep blocks of up to so many tokens
-    of earlier prompts and answers, so that what begins alike is read once (`culm.engine.prefix`);
+    slot are read before the next decoding step. prefix_tokens: keep blocks of earlier prompts
+    and answers, up to this many tokens, so that a common beginning is read once
+    (`culm.engine.prefix`);
     layers with a window then store all tokens of a slot. 0: none. Call `weights_changed` when the
     weights have changed.
     """

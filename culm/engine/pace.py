@@ -39,7 +39,7 @@ class Pace:
         self._count = 0
 
     def tokens(self, work: Work, running: int) -> int:
-        """Tokens that the next step may read while so many requests are running."""
+        """Tokens that the next step may read while this many requests are running."""
         if not running:
             return self._limit
         known = self._known(work)
@@ -77,7 +77,7 @@ class Pace:
 
     @contextmanager
     def reading(self, tokens: int) -> Iterator[None]:
-        """Measure a step that reads so many tokens of prompts."""
+        """Measure a step that reads this many tokens of prompts."""
         start = self._clock()
         yield
         self._add("prompts", tokens, self._clock() - start)

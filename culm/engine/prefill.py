@@ -39,7 +39,7 @@ class Group:
         return self.longest * len(self._sources)
 
     def joins(self, row: Running, tokens: int) -> bool:
-        """Add a row if the group then reads up to so many tokens; the first one always joins."""
+        """Add a row if the group then reads up to this many tokens; the first one always joins."""
         start, missing = self._prefix.find(row), self._prefix.missing(row)
         source, longest = row.source, max(self.longest, row.length - start)
         if self.rows and source not in self._sources:

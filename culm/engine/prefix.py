@@ -26,8 +26,8 @@ BLOCK = 32  # tokens; of 1,000 shared ones up to 31 are read again
 class PrefixCache:
     """Blocks of prompts and answers that were read, least recently used first.
 
-    cache: the slots that blocks are copied from and to. tokens: keep blocks of up to so many tokens
-    in total; 0: none. ahead: number of tokens after a block on which its entries depend: those of
+    cache: the slots that blocks are copied from and to. tokens: in all blocks together, at
+    most; 0: keep none. ahead: number of tokens after a block on which its entries depend: those of
     heads of multi-token prediction do.
 
     Only a `FullCache` has an entry for every token. Kinds of layers that prevent the cache are

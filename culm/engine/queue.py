@@ -104,7 +104,7 @@ class Queue:
         return row
 
     def serve(self, client: str, tokens: int) -> None:
-        """A client has got so many tokens."""
+        """A client has received this many tokens."""
         self._served[client] = self._served.get(client, 0) + tokens
 
     def remove(self, number: int) -> None:

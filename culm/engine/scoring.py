@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from culm.adapt.multi_lora import adapter_names, adapter_rows, check_adapter
+from culm.model.ability import require_text
 from culm.model.context import Context
-from culm.model.transformer import Transformer, require_text
+from culm.model.transformer import Transformer
 
 FORWARD_TOKENS = 8192  # of one forward, padding included: bounds its memory
 STEP_TOKENS = 256  # of one step of `rank_in_steps`

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from culm.engine.denoising import Denoiser
 from culm.engine.engine import Engine
 from culm.engine.request import Completion, Event, Request
-from culm.model.transformer import Transformer, require_text
+from culm.model.ability import require_text
+from culm.model.transformer import Transformer
 from culm.text.reply import Reply
 from culm.tokenizer.tokenizer import Tokenizer
 

@@ -9,10 +9,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from culm.model.ability import require_next_token
 from culm.model.attention.part import AttentionModule
 from culm.model.block import Block
 from culm.model.context import Context
-from culm.model.transformer import Transformer, require_next_token
+from culm.model.transformer import Transformer
 
 BINS = 40
 

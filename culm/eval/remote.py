@@ -108,7 +108,7 @@ class RemoteModel:
         return [Reply(_until(_said(one), question.stops), _tokens(one)) for one in choices]
 
     def _parsed(self, name: str, asked: dict[str, Any], count: int) -> list[dict[str, Any]]:
-        """The choices of an answer, which must be so many."""
+        """The choices of an answer; their number must be this one."""
         body = self.endpoint.post(name, asked)
         try:
             choices = list(json.loads(body)["choices"])

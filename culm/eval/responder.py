@@ -52,5 +52,5 @@ class Responder(Protocol):
     def replies(
         self, questions: Sequence[Question], how: Generation
     ) -> Sequence[list[Reply] | NoRoom]:
-        """For each question, so many replies as are asked for; or why there is no room for any."""
+        """For each question, as many replies as are asked for; or why there is no room for any."""
         ...

@@ -51,7 +51,7 @@ class Dialogue:
 
 
 def dialogues(asked: Sequence[Asked], how: Generation, ask: Ask) -> list[list[Dialogue]]:
-    """For each question, so many dialogues as `how` has samples, each to its end: the task says
+    """For each question, as many dialogues as `how` has samples, each to its end: the task says
     nothing further, or the context has no room for a further reply. ask: gives the replies to one
     turn of many dialogues.
 

@@ -1,6 +1,6 @@
 """A run that learns points for the nodes of a graph, by the one loop.
 
-    runs/x/run.yaml, metrics.jsonl, eval.jsonl, status.json, checkpoints/   as of every run
+    runs/x/run.yaml, metrics.jsonl, eval.jsonl, status.json, checkpoints/   as in every run
     runs/x/model/          the points (`culm.graph.folder`)
     runs/x/results.json    what was measured after the last step
 

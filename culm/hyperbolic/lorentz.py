@@ -41,18 +41,19 @@ def lift(space: Tensor, curvature: Tensor | float) -> Tensor:
 
 
 def offsets(space: Tensor, curvature: Tensor | float) -> Tensor:
-    """(..., D) -> (..., D + 1): the points with this space part, less the origin. Their time
-    goes to 0 with c, where that of the points goes to infinity.
+    """(..., D) -> (..., D + 1): the points with this space part, minus the origin.
+
+    As c goes to 0, the time of an offset goes to 0, and the time of its point to infinity.
     """
     time = squared(space) / (time_of(space, curvature) + curvature**-0.5)
     return torch.cat((time, space), -1)
 
 
 def centroid_of(mean: Tensor, curvature: Tensor | float) -> Tensor:
-    """The centroid of points, from the weighted mean of their offsets; the weights add up to 1.
+    """The centroid of points, from the weighted mean m of their offsets; the weights add up to 1.
 
-    Such a mean o + m of points is on the hyperboloid or inside: -c <o + m, o + m>_L is at least 1,
-    also where rounding far out says otherwise.
+    The mean of points, o + m, is on the hyperboloid or inside it: -c <o + m, o + m>_L is 1 or more.
+    Rounding may give less for points far from the origin, so it is clamped to 1.
 
     mean: (..., D + 1). Returns (..., D + 1).
     """

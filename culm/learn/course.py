@@ -52,7 +52,7 @@ class Lesson:
 
     @property
     def topic(self) -> str:
-        """`parts`, as the module of its checks."""
+        """`parts`, as the first module of its checks."""
         return self.path.stem.split("_", 1)[1]
 
     @cached_property

@@ -8,7 +8,7 @@ The attention backend is set from outside (`Trunk.set_backend`), never guessed i
     flash3  its third version, on the GPUs that support it
     blocks  queries in blocks, each with its causal prefix: every rule, on every device; on a CPU
             this skips up to half of the masked scores, which sdpa computes, and torch.compile
-            fuses it. Over a cache, which is not compiled, sdpa serves the blocks on a CPU
+            fuses it. Over a cache, which is not compiled, the blocks use sdpa on a CPU
 """
 
 from __future__ import annotations
@@ -184,7 +184,7 @@ def attend_from(
     backend: Backend,
 ) -> Tensor:
     """`attend` of the queries (B, T, H, D) of a row from index `start` on: by sdpa, where another
-    backend than blocks was chosen and sdpa serves.
+    backend than blocks was chosen and sdpa supports the rule.
 
     k, v, context: of the whole row.
     """
@@ -244,7 +244,7 @@ def _grouped(
 
 
 def scores_of(q: Tensor, k: Tensor, mask: Tensor, rule: ScoreRule, away: Tensor | None) -> Tensor:
-    """(B, K, H / K, T, S) fp32, -inf where the mask is False; arguments as of `_grouped`."""
+    """(B, K, H / K, T, S) fp32, -inf where the mask is False; arguments as in `_grouped`."""
     B, H, T, D = q.shape
     K, S = k.shape[1], k.shape[2]
     scale = D**-0.5 if rule.scale is None else rule.scale

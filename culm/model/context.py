@@ -44,7 +44,7 @@ class SequenceAttention(Protocol):
     """Attention over rows of which each rank holds a part (`culm.parallel.context`)."""
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, rule: ScoreRule, backend: Backend) -> Tensor:
-        """As `culm.model.attend.attend`, of the own part; every rank of the axis takes part."""
+        """`culm.model.attend.attend` for the part of this rank; all ranks of the axis call it."""
         ...
 
 

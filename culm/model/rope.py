@@ -123,7 +123,7 @@ class YaRNScaling(RopeScaling):
         return plain / self.factor * slowed + plain * (1 - slowed)
 
     def _pair(self, turns: float, base: float, head_dim: int) -> float:
-        """The pair with so many turns in the original context."""
+        """The pair with this many turns in the original context."""
         longest = math.log(self.original / (turns * 2 * math.pi))
         return head_dim * longest / (2 * math.log(base))
 

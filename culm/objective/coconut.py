@@ -38,7 +38,7 @@ class Coconut(ObjectiveConfig):
         of which replaces one step more, and the last one all. stage_steps: optimizer steps of one.
     reset_optimizer: at the start of each stage, as in the paper; otherwise its state goes on.
 
-    The last 3 rows of the model's vocabulary are <bot>, <pause> and <eot>: it must have so many
+    The last 3 rows of the model's vocabulary are <bot>, <pause> and <eot>: it must have that many
     more than the tokenizer has tokens.
     """
 

@@ -107,7 +107,7 @@ def masked_logprobs(
 
 @torch.no_grad()
 def bound(model: Transformer, batch: Batch, levels: int, seed: int) -> Tensor:
-    """(B, T) fp32: the mean of `masked_logprobs` over so many levels, at equal distances.
+    """(B, T) fp32: the mean of `masked_logprobs` over this many levels, at equal distances.
 
     seed: of the masks.
     """

@@ -129,7 +129,7 @@ class AdaptiveKL(nn.Module, RuleUpdatedBuffers):
         self.register_buffer("cost", torch.tensor([cost], dtype=torch.float64))
 
     def update(self, kl: float, completions: int) -> None:
-        """kl: nats of a completion, on average over so many. It moves by a fifth at most, since a
+        """kl: nats of a completion, on average over this many. It moves by a fifth at most, since a
         rollout of several horizons would make it negative.
         """
         error = min(max(kl / self.target - 1, -0.2), 0.2)
@@ -141,7 +141,7 @@ class PPOObjective(Objective):
 
     values: the critic, or a value head on the states of the policy.
     extra: old log-probabilities and values of the policy that sampled, advantages, and returns;
-    (B, T) each. The value at token t is read before its target is known, as the logits are.
+    (B, T) each. Like the logits, the value at token t does not depend on the target of t.
     """
 
     def __init__(self, config: PPO, model: Transformer, values: nn.Module) -> None:

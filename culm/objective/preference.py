@@ -110,7 +110,7 @@ class Preference(ObjectiveConfig):
 
 
 def preference_loss(chosen: Tensor, rejected: Tensor, config: Preference) -> Tensor:
-    """Loss of each pair, without its likelihood term. chosen, rejected: (N,).
+    """The loss of each pair, without the likelihood term. chosen, rejected: (N,).
 
     These are log-ratios to the reference, log pi/ref, or log-probabilities (`Form.reference`), as
     sums or means over completion tokens (`Preference.length`).

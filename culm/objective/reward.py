@@ -51,7 +51,7 @@ class Reward(ObjectiveConfig):
     the chosen answer must be better (arXiv 2307.09288), unless `data.format.margin` names the field
     with that of each pair; 0, for margin_ranking 1. smoothing: the fraction of pairs that are
     assumed to be swapped; for bradley_terry. centering: weight of (r_chosen + r_rejected)^2, which
-    keeps rewards near zero (arXiv 2312.09244), 0.01 there; for pairs. heads: an ensemble of so
+    keeps rewards near zero (arXiv 2312.09244), 0.01 there; for pairs. heads: an ensemble of this
     many heads on the same model, each with weights of its own; the reward is their mean.
     """
 

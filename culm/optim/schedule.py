@@ -1,4 +1,4 @@
-"""How the learning rate moves: a factor of the greatest rate, from the step alone."""
+"""Schedules: the learning rate at a step, as a fraction of the peak rate."""
 
 from __future__ import annotations
 

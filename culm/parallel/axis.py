@@ -39,7 +39,7 @@ class Axis:
         return out
 
     def reduce_scatter(self, x: Tensor) -> Tensor:
-        """(size * N, ...) of each rank -> the own (N, ...) of their sum."""
+        """(size * N, ...) of each rank -> this rank's (N, ...) of their sum."""
         out = x.new_empty((x.shape[0] // self.size, *x.shape[1:]))
         REDUCE_SCATTER(out, x.contiguous(), group=self.mesh.get_group())
         return out
@@ -51,7 +51,7 @@ class Axis:
         return out
 
     def all_to_all(self, x: Tensor, sent: list[int], received: list[int]) -> Tensor:
-        """So many rows for each rank in order -> the rows that all ranks sent to this one."""
+        """This many rows for each rank in order -> the rows that all ranks sent to this one."""
         out = x.new_empty((sum(received), *x.shape[1:]))
         group = self.mesh.get_group()
         distributed.all_to_all_single(out, x.contiguous(), received, sent, group=group)
@@ -98,7 +98,7 @@ class Axis:
         setattr(module, name, nn.Parameter(shard, requires_grad=whole.requires_grad))
 
     def part(self, x: Tensor, dim: int) -> Tensor:
-        """The own part of what every rank holds; the last parts may be smaller."""
+        """This rank's part of what every rank holds; the last parts may be smaller."""
         size = -(-x.shape[dim] // self.size)
         first = min(size * self.rank, x.shape[dim])
         return x.narrow(dim, first, min(size, x.shape[dim] - first))

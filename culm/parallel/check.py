@@ -126,8 +126,8 @@ def _check_stages(model: Transformer, settings: ParallelConfig) -> None:
 
 
 def check_micro_batches(settings: ParallelConfig, count: int) -> None:
-    """Refuse a number of micro-batches, of a data rank, with which ranks would stay idle, or that
-    the schedule cannot order.
+    """Refuse a number of micro-batches (of a data rank) that leaves ranks idle, or that the
+    schedule cannot order.
 
     Raises:
         SettingError: with what would fit.

@@ -18,7 +18,7 @@ def gathered(x: Tensor, dim: int, axis: Axis) -> Tensor:
 
 
 def summed_part(x: Tensor, dim: int, axis: Axis) -> Tensor:
-    """The own part of the sum over the ranks."""
+    """This rank's part of the sum over the ranks."""
     return x if axis.size == 1 else _SumScatter.apply(x, dim, axis)
 
 
@@ -33,9 +33,9 @@ def exchanged(x: Tensor, axis: Axis) -> Tensor:
 
 
 def exchanged_rows(x: Tensor, sent: list[int], received: list[int], axis: Axis) -> Tensor:
-    """x: (N, ...), so many rows for each rank in order -> the rows that all ranks sent to this one.
+    """x: (N, ...), the rows for each rank in order -> the rows that all ranks sent to this one.
 
-    received: how many come from each.
+    sent, received: how many rows go to each rank, and come from it.
     """
     return x if axis.size == 1 else _Exchange.apply(x, sent, received, axis)
 

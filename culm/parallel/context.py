@@ -37,7 +37,7 @@ class GatheredKeys:
         return torch.cat(outs, 1)
 
     def _in_order(self, x: Tensor) -> Tensor:
-        """The pieces of all ranks, each with an early and a late one, in the order of the row."""
+        """The pieces of all ranks in the order of the row; each has an early and a late one."""
         pieces = x.unflatten(1, (self.axis.size, 2, -1))
         return torch.cat((pieces[:, :, 0], pieces[:, :, 1].flip(1)), 1).flatten(1, 2)
 

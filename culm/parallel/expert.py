@@ -72,7 +72,7 @@ class Travel:
 
 
 def shard_experts(objective: nn.Module, mesh: Mesh) -> None:
-    """Shard the own experts over the ranks that hold the same ones, or replicate them (FSDP2)."""
+    """Shard the experts of this rank over ranks that hold the same ones, or copy them (FSDP2)."""
     copies = mesh.experts["expert_replicate"].size() > 1
     axes = ("expert_replicate", "expert_shard") if copies else ("expert_shard",)
     for module in objective.modules():

@@ -30,7 +30,7 @@ LATER = timedelta(minutes=30)  # torch's own limit, once all ranks are here
 
 
 def take_gpu() -> None:
-    """Make the GPU of this rank the current one; before anything else touches a GPU."""
+    """Make the GPU of this rank the current one. Call it before anything else uses a GPU."""
     if "LOCAL_RANK" in os.environ and torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
 
@@ -61,7 +61,7 @@ def process_group(
 
 
 def _join(backend: str) -> tuple[int, int]:
-    """Join the other processes of the job; the own rank and how many there are.
+    """Join the other processes of the job; returns the rank of this one and how many there are.
 
     Ctrl-C and SIGTERM end the waiting.
 

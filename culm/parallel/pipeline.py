@@ -96,7 +96,7 @@ class Pipeline:
         rank, the same on all ranks of the pipeline.
 
         Raises:
-            SettingError: the schedule cannot take so many micro-batches.
+            SettingError: the schedule cannot take this many micro-batches.
         """
         check_micro_batches(self.settings, len(batches))
         device = self.states[0].model.device
@@ -182,7 +182,7 @@ def _terms(named: Named) -> dict[str, Term]:
 
 
 def _grad(parameter: nn.Parameter) -> Tensor:
-    """The own part of a gradient; zeros if this rank found none."""
+    """This rank's part of a gradient; zeros if this rank found none."""
     if parameter.grad is None:
         parameter.grad = torch.zeros_like(parameter)
     return local_shard(parameter.grad)

@@ -101,7 +101,7 @@ class SequenceShards:
         return self.tensor.part(x, 1) if self.on else x
 
     def own_context(self, context: LayerContext) -> LayerContext:
-        """What is known of the own part."""
+        """What is known of the part of this rank."""
         if not self.on or self.tensor.size == 1:
             return context
         length = context.positions.shape[1] // self.tensor.size

@@ -86,7 +86,7 @@ class ParallelConfig(Config):
         return stage % self.pipeline
 
     def data_ranks(self, ranks: int) -> int:
-        """Ranks with rows of their own, among so many processes.
+        """Ranks with rows of their own, among this many processes.
 
         Raises:
             SettingError: the axes do not divide them.

@@ -186,7 +186,7 @@ class Stage(nn.Module):
         return (loss.mean(step.counts) * step.scale,)
 
     def _keep(self, loads: Mapping[str, Tensor]) -> None:
-        """Add the loads of the own layers of experts, by their numbers among all."""
+        """Add the loads of this stage's layers of experts, by their numbers among all."""
         named = zip(self.routers, loads.values(), strict=True)
         numbered = {f"{LOADS}{number}": value for number, value in named}
         self.at_work.sums.add(Loss({}, statistics=numbered))

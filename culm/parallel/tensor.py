@@ -3,8 +3,8 @@
     x (own tokens) -- norm -- gather -- q k v: columns -- heads -- out: rows -- sum, scatter -- (+)
 
 Which layers are divided, and how, each module says itself (`tensor_parallel`). The embedding and
-the output head are divided by ids, and log-probabilities are computed of the parts (loss parallel).
-Whatever is not divided is on every rank, and computed there of the own tokens, or of all.
+the output head are divided by ids, and log-probabilities are computed from these parts (loss
+parallel). All other modules are on every rank, which computes them for its own tokens or for all.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class TensorParallel:
         self._ends()
 
     def _module(self, where: str, module: AttentionModule | FeedForwardModule) -> None:
-        """It gets all tokens, and gives its result for the own ones."""
+        """Its input is all tokens; its output is for the tokens of this rank."""
         shards, divided = self.shards, bool(module.tensor_parallel)
         self._divide(where, module, module.tensor_parallel)
 
@@ -118,7 +118,7 @@ class TensorParallel:
         return (self.shards.own(args[0]),)
 
     def _embedded(self, tokens: Tensor) -> Tensor:
-        """(B, T) -> the own part (B, T / ranks, E); each rank looks up the ids that it holds."""
+        """(B, T) -> (B, T / ranks, E), the part of this rank; each rank looks up its own ids."""
         table = local_shard(self.model.embed.weight)
         if not self.shards.on:
             return F.embedding(tokens, table)

@@ -114,7 +114,7 @@ class Watch:
         self.ended = threading.Event()
 
     def exchange(self) -> None:
-        """Write the own sign and read those of the others, until the run ends."""
+        """Write the heartbeat of this rank and read those of the others, until the run ends."""
         count = 0
         while not self.ended.wait(BEAT):
             count += 1

@@ -68,8 +68,8 @@ class Step:
     """The shape of a step. context: tokens of a row. batch_size: rows of a step; at_once: of a
     micro-batch. sequences: in a row (2 for pairs). packed, columns: see `meta_batch`. layout: of
     the processes that share it; buffers, such as packed weights, are whole on each. in_backward:
-    parameters are updated there, and one gradient is in memory at a time. measures_updates: their
-    size is compared with that of the weights.
+    parameters are updated there, and one gradient is in memory at a time. measures_updates: whether
+    the size of updates is compared with that of the weights.
     """
 
     context: int
@@ -93,7 +93,7 @@ class Step:
         return -(-self.batch_size // (self.layout.data * self.rows))
 
     def batch(self, rows: int) -> Batch:
-        """So many rows on the meta device."""
+        """This many rows on the meta device."""
         return meta_batch(
             rows * self.sequences, self.context, packed=self.packed, columns=self.columns
         )

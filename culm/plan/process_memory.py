@@ -120,7 +120,7 @@ def process_bytes(
 
     Objective on the meta device. evaluated: rows that are scored at once.
 
-    What the kernels of a CPU take for themselves is there only if some ran before.
+    The memory that CPU kernels allocate for themselves is counted only if some ran before.
     """
     if heap_end() is None:
         return None

@@ -71,7 +71,7 @@ def sample(
     size: int = SIZE,
     checked: int = CHECKED,
 ) -> Sample:
-    """Read a source, or its beginning, and keep about so many bytes of text.
+    """Read a source, or its beginning, and keep about this many bytes of text.
 
     Raises:
         SettingError: a record that was read does not have the shape of the format.

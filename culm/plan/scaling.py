@@ -129,7 +129,7 @@ def effective_tokens(tokens: float, unique: float) -> float:
 
 
 def comparable(loss: float) -> float:
-    """A loss; infinity if it is no number, as of a run that diverged: it is never the least."""
+    """A loss; infinity if it is no number, as for a run that diverged: it is never the least."""
     return math.inf if math.isnan(loss) else loss
 
 

@@ -31,7 +31,7 @@ class Clock:
     rate: float
 
     def seconds(self, flops: float) -> float:
-        """Of a token with so many FLOPs."""
+        """Of a token with this many FLOPs."""
         return self.fixed + flops / self.rate
 
     @staticmethod

@@ -50,8 +50,8 @@ def flops_per_token(objective: Objective, step: Step, on_gpu: bool = False) -> f
 def peak_rate(device: torch.device, precision: str) -> tuple[float, str]:
     """FLOP/s of a device at its peak, and where the figure is from.
 
-    That of the datasheet, if the table of targets has the GPU, where fp16 and fp8 are compared with
-    bf16; otherwise the rate of a large matmul here, in the precision in which that is fastest.
+    The rate of the datasheet, if the table of targets has the GPU; fp16 and fp8 count as bf16.
+    Otherwise the rate of a large matmul here, in the fastest precision.
     """
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)

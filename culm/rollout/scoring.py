@@ -18,7 +18,7 @@ from culm.rollout.reward.reward import RewardConfig, named, scores_of
 from culm.rollout.trajectory import Trajectory
 
 SETTING = "train.reward"
-EPS = 1e-8  # of a standard deviation, as of whitened advantages
+EPS = 1e-8  # of a standard deviation, as for whitened advantages
 Parts = dict[str, list[float]]  # what each reward gave, by its name
 
 
@@ -56,7 +56,7 @@ class Scoring:
         """What each reward gives, before it is shaped.
 
         Raises:
-            SettingError: it fails, or gives something else than a number for each, or nan.
+            SettingError: it fails, or gives something other than a number for each, or nan.
         """
         return {name: scores_of(name, score, trajectories) for name, score in self._scores.items()}
 

@@ -96,12 +96,12 @@ def _train(model: Mapping[str, Any], given: Any) -> dict[str, Any]:
 
 
 def batch_size_for(tokens: float, context: int) -> int:
-    """Rows of a step, by the rule above, for a run that reads so many tokens."""
+    """Rows of a step, by the rule above, for a run that reads this many tokens."""
     a_step = min(262_144 * math.sqrt(tokens / 2e9), tokens / LEAST_STEPS)
     return max(1, 2 ** round(math.log2(a_step)) // context)
 
 
 def _number(values: Mapping[str, Any], name: str, default: int) -> int:
-    """A number that was given; where it is none, parsing the settings will say so."""
+    """A number that was given; if it is not a number, parsing the settings will say so."""
     value = values.get(name, default)
     return value if isinstance(value, int) and value > 0 else default

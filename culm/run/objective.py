@@ -15,8 +15,9 @@ from culm.config import SettingError
 from culm.convert.load import load_model
 from culm.device import choose_precision
 from culm.dtype import activations_of
+from culm.model.ability import require_tokens_alone
 from culm.model.backend import place
-from culm.model.transformer import Transformer, require_tokens_alone
+from culm.model.transformer import Transformer
 from culm.objective.objective import Load, Objective
 from culm.run.reads import digest_of
 from culm.run.settings import RunConfig

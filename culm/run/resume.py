@@ -71,7 +71,7 @@ def _reads(run: Assembly) -> dict[str, str]:
 
 
 def _code(run: Assembly) -> dict[str, str]:
-    """Digests of the files of code that score what the model answers."""
+    """Digests of the code files that score answers of the model."""
     if run.config.train.objective.reads != "rollouts":
         return {}
     files = [file for reward in run.config.train.rewards for file in reward.files]

@@ -61,7 +61,7 @@ def check_in_backward(config: RunConfig, processes: int) -> None:
 
 
 def check_processes(config: RunConfig, processes: int) -> None:
-    """Refuse what so many processes cannot share, before they start.
+    """Refuse what this many processes cannot share, before they start.
 
     Raises:
         SettingError: the layout, a batch or its micro-batches do not divide, or updates are in the

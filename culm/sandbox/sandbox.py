@@ -36,7 +36,7 @@ def run(code: str, stdin: str = "", limits: Limits = DEFAULTS) -> Outcome:
 def run_all(
     programs: Iterable[str | Program], limits: Limits = DEFAULTS, workers: int = 4
 ) -> Iterator[Outcome]:
-    """How each program ended, in order; so many run at once.
+    """How each program ended, in order; this many run at once.
 
     Raises:
         SettingError: no mechanism can confine programs here.

@@ -21,7 +21,8 @@ from torch import Tensor
 from culm.config import SettingError
 from culm.engine.scoring import STEP_TOKENS, Ranked
 from culm.log import say
-from culm.model.transformer import Transformer, require_text
+from culm.model.ability import require_text
+from culm.model.transformer import Transformer
 from culm.serve.account import Account
 from culm.serve.answer import AnswerStream, TokenScore, scores_of
 from culm.serve.clients import Client, Share

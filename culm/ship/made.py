@@ -122,7 +122,7 @@ def _without_places(value: Any, key: str = "") -> Any:
 
 
 def _word(text: str) -> str:
-    """A word of a command; of a path elsewhere on the machine only its name, also in a setting."""
+    """A word of a command. Of a path outside the working directory only the name stays."""
     if setting := SETTING.match(text):
         return setting[0] + _word(text[setting.end() :])
     if text.startswith(("{", "[")):

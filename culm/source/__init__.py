@@ -210,7 +210,7 @@ def open_source(
     owner/name[@revision][:subset[:split]].
 
     Raises:
-        SettingError: it is none of these, or a folder without files of a known kind.
+        SettingError: it is not one of these, or a folder without files of a known kind.
     """
     if not isinstance(path, str | Path):
         sources = [open_source(one, split, invalid, separator, setting) for one in path]

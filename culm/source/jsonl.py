@@ -160,7 +160,7 @@ def _is_messages(value: Any) -> bool:
 
 
 def _is_dialogue(line: bytes) -> bool:
-    """Whether a line is a dialogue by itself, so that others follow on the next lines."""
+    """Whether this line alone is a dialogue, as opposed to a file that is one JSON list."""
     try:
         return _is_messages(json.loads(line))
     except (ValueError, RecursionError):

@@ -40,7 +40,7 @@ def calls_in(reply: str) -> list[Call]:
     all of the reply; calls as Python writes them, `f(a=1)` or `[f(a=1), g(b=2)]`.
 
     Raises:
-        Unreadable: what stands between the marks of a call is none.
+        Unreadable: the text between the marks of a call is not a call.
     """
     text = reply.strip()
     if XML.search(text):

@@ -42,7 +42,7 @@ def choice_of(record: Mapping[str, Any]) -> Choice:
     Raises:
         LeftOut: its right answer is not given, as in the test files of some benchmarks, or one of
             its choices is empty.
-        ValueError: it is of no known form, has fewer than two choices, or its answer is none of
+        ValueError: it is of no known form, has fewer than two choices, or its answer is not one of
             them.
     """
     for fields, read in FORMS:
@@ -59,7 +59,7 @@ def _check(choice: Choice) -> None:
     if len(texts) < 2:
         raise ValueError(f"it has {len(texts)} choices; there must be two or more to choose from")
     if not 0 <= choice.right < len(texts):
-        raise ValueError(f"its answer is none of its {len(texts)} choices")
+        raise ValueError(f"its answer is not one of its {len(texts)} choices")
     if not all(str(text).strip() for text in texts):
         raise LeftOut("records have an empty choice and are left out")
 
@@ -85,7 +85,7 @@ def _place(given: Any, labels: Sequence[Any] = (), first: int = 0, labelled: boo
                 return int(given) - first
         except (TypeError, ValueError, OverflowError):
             pass
-    raise ValueError(f"its answer {given!r} is none of its choices")
+    raise ValueError(f"its answer {given!r} is not one of its choices")
 
 
 def _texts(given: Any) -> list[str]:
@@ -144,7 +144,7 @@ def _piqa(record: Mapping[str, Any]) -> Choice:
 
 
 def _winogrande(record: Mapping[str, Any]) -> Choice:
-    """The sentence is read up to each option; how likely is its end after it?"""
+    """The sentence up to the blank, with each option; scored is how likely the rest is."""
     before, gap, after = str(record["sentence"]).partition("_")
     if not gap:
         raise ValueError("its sentence has no gap `_`")

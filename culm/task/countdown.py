@@ -87,7 +87,7 @@ def _content(solved: tuple[str, list[int], int]) -> str:
 
 
 def evaluated(text: str) -> tuple[int, list[int]] | None:
-    """The value of an expression and its numbers in order of size; None if it is none."""
+    """The value of an expression and its sorted numbers; None if the text is not an expression."""
     # Python would read 0x1f and 1_0 too, and warn of others, such as 2or 3.
     if len(text) > LONGEST or not WRITTEN.fullmatch(text):
         return None

@@ -56,8 +56,8 @@ def plain(text: str) -> str:
 
 
 def value(text: str) -> Fraction | None:
-    r"""A number, a fraction of numbers or a mixed number such as `3\frac{1}{2}`; None if it is none
-    of them. text: as `plain` gives it.
+    r"""A number, a fraction of numbers or a mixed number such as `3\frac{1}{2}`; None for
+    other text. text: as `plain` gives it.
     """
     found = NUMBER.fullmatch(text)
     if found is None:

@@ -79,7 +79,7 @@ class ConceptLanguageModel(LanguageModel):
     @torch.no_grad()
     def in_context(self, sentences: Sequence[str]) -> Tensor:
         """(N, E) fp32: each sentence of a text as one of it: the state of the network after it and
-        those before it: at least half of what the network reads at once, where the text has so
+        those before it: at least half of what the network reads at once, where the text has that
         many.
 
         Raises:

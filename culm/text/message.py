@@ -200,7 +200,7 @@ class MessageReader:
 
 
 def _name(text: str) -> str | None:
-    """The text that a JSON string stands for; None if it is none, or UTF-8 cannot carry it."""
+    """The text that a JSON string stands for; None if it is not one, or UTF-8 cannot encode it."""
     try:
         name = json.loads(text)
     except ValueError:

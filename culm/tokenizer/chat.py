@@ -289,6 +289,6 @@ def token_name(value: Any) -> str | None:
 
 
 def token_names(settings: Mapping[str, Any]) -> dict[str, str]:
-    """The names of special tokens by their settings; a switch such as `add_bos_token` is none."""
+    """The names of special tokens by their settings; `add_bos_token` is a switch, not a name."""
     names = {key: token_name(value) for key, value in settings.items() if key.endswith("_token")}
     return {key: name for key, name in names.items() if isinstance(name, str)}

@@ -69,7 +69,7 @@ def _pattern(splitter: dict[str, Any] | None) -> str | None:
 
 def _complete(encode: Encode, inner: tokenizers.Tokenizer, vocabulary: dict[str, int]) -> Encode:
     """`encode`, for expressions that may not match all of a text: tiktoken skips what is between
-    matches, and `tokenizers` makes words of it.
+    matches, and `tokenizers` turns it into words.
     """
     sizes = {token: len(name) for name, token in vocabulary.items()}  # a character for each byte
 

@@ -71,7 +71,7 @@ def suppressed_tokens(generation: Mapping[str, Any], vocabulary: int) -> tuple[i
     """Ids that are never generated, however the tokens are chosen.
 
     Raises:
-        SettingError: the setting lists something else than ids.
+        SettingError: the setting lists something other than ids.
     """
     given = generation.get(SUPPRESSED) or []
     if not isinstance(given, list) or any(type(id) is not int or id < 0 for id in given):

@@ -34,7 +34,7 @@ def oldest(pair: Pair, order: dict[bytes, int]) -> object:
 class ReferenceBPE:
     """Text to ids and back by merges, in their order.
 
-    merges: pairs of tokens. pattern: as of `culm.tokenizer.patterns.words_of`. Ids are the 256
+    merges: pairs of tokens. pattern: as in `culm.tokenizer.patterns.words_of`. Ids are the 256
     bytes, then one for each merge.
     """
 
@@ -54,7 +54,7 @@ class ReferenceBPE:
         tie: Callable[[Pair, dict[bytes, int]], object] = largest,
         min_frequency: int = 1,
     ) -> ReferenceBPE:
-        """Learn so many merges, or fewer where no pair is left. tie: what decides between pairs
+        """Learn this many merges, or fewer where no pair is left. tie: what decides between pairs
         with the same count.
         """
         words_in = word_splitter(pattern)

@@ -30,7 +30,7 @@ class SentencePiece(Trained):
     is a token ("single"), or they are merged as letters are. coverage: fraction of the characters
     in the texts that have a token; the rest are written as bytes. prefix: a space is added before
     a text, so that its first word is like any other. lines: of more lines than this, a sample of
-    so many is trained on, the same one each time; memory grows with it.
+    this many is trained on, the same one each time; memory grows with it.
     """
 
     kind: Literal["sentencepiece"] = "sentencepiece"

@@ -81,7 +81,7 @@ def _scores(model: Mapping[str, Any]) -> dict[str, float]:
 
 def _steps(parts: Mapping[str, Any]) -> tuple[bytes, bool, bool] | None:
     """The character map, whether extra spaces are removed, and whether one is added; None if the
-    normalisation is not one of SentencePiece, or the model is none.
+    normalisation or the model is not one of SentencePiece.
     """
     model, given = parts["model"], parts["normalizer"] or {}
     if model["type"] != "Unigram" and not (model["type"] == "BPE" and model["byte_fallback"]):

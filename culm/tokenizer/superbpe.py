@@ -35,7 +35,7 @@ NONE = -1  # between two texts: nothing is merged with it
 class SuperBPE(Trained):
     """words: share of the merges that stay within words. digits: each is a token ("single"), or up
     to three may be ("grouped"). max_words: of a token. sample: bytes of text for the second stage,
-    the first that come.
+    from the start of the texts.
     """
 
     kind: Literal["superbpe"] = "superbpe"
@@ -120,7 +120,7 @@ class Merger:
         self._count(self._tokens[:-1], self._tokens[1:], 1)
 
     def merges(self, count: int) -> list[tuple[str, str]]:
-        """So many, or fewer where no pair occurs twice."""
+        """This many, or fewer where no pair occurs twice."""
         found = list[tuple[str, str]]()
         while len(found) < count and (best := self._most_frequent()) is not None:
             left, right = best

@@ -48,7 +48,7 @@ class Tiktoken(Config):
 def from_tiktoken(path: str | Path, pattern: str = "cl100k") -> Tokenizer:
     """A tokenizer with the ids of a `.tiktoken` file and of cl100k's special tokens.
 
-    pattern: as of `culm.tokenizer.patterns.words_of`.
+    pattern: as in `culm.tokenizer.patterns.words_of`.
 
     A vocabulary smaller than cl100k has Culm's own special tokens after its last rank.
     """

@@ -88,7 +88,7 @@ class Tokenizer:
         return word_encoder(str(self.words), self._marked.get_vocab(with_added_tokens=False))
 
     def __getstate__(self) -> dict[str, Any]:
-        """For another process, which makes again what holds functions: encoder and templates."""
+        """For another process, which builds the encoder and the templates again."""
         made = {name for name, one in vars(Tokenizer).items() if isinstance(one, cached_property)}
         return {n: value for n, value in self.__dict__.items() if n not in {"_fast", *made}}
 

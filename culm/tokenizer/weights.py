@@ -38,7 +38,7 @@ def is_learned(message: Message, index: int) -> bool:
 def without_weights(message: Message) -> Message:
     """The message for a chat template.
 
-    Only answers are learned: a weight of another message that asks for it stays, and is unread.
+    Only answers are learned. A weight that asks to learn another message stays in it, unread.
     """
     answer, keys = message.get("role") == "assistant", {*WEIGHTS, MASKED}
     return {k: v for k, v in message.items() if k not in keys or (not answer and _wants(k, v))}

@@ -24,7 +24,7 @@ def open_database(place: str) -> Database:
     """A database by the path of a file, SQLite or DuckDB, or by a URL postgresql://...
 
     Raises:
-        SettingError: it is none, or its driver is not installed.
+        SettingError: it is not a database, or its driver is not installed.
     """
     if place.startswith(("postgresql://", "postgres://")):
         return Postgres(place)

@@ -99,7 +99,7 @@ def engine_of(setting: str) -> SearchEngine:
     variables BRAVE_API_KEY and GOOGLE_API_KEY.
 
     Raises:
-        SettingError: it is none of these, or has no key.
+        SettingError: it is not one of these, or has no key.
     """
     name, _, value = setting.partition("=")
     if name == "searxng" and value:

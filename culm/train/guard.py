@@ -97,7 +97,7 @@ class Interruption:
     def watching(self) -> Iterator[Interruption]:
         """Handle signals for the duration, then put the old handlers back.
 
-        A signal that is ignored, as SIGHUP under nohup, stays ignored.
+        Signals that are ignored, such as SIGHUP under nohup, stay ignored.
         """
         self._ended = threading.Event()
         numbers = [s for s in SIGNALS if signal.getsignal(s) != signal.SIG_IGN]

@@ -11,7 +11,7 @@ from culm.data.batch_ramp import BatchSizes
 
 class RateSchedule(Protocol):
     def factor(self, step: float, steps: float) -> float:
-        """Of the peak rate, in step `step` (from 0) of so many."""
+        """Of the peak rate, in step `step` (from 0) of this many."""
         ...
 
 
@@ -28,7 +28,7 @@ class ByRows:
     passed: Callable[[], int] = lambda: 0
 
     def factor(self, step: float, steps: float) -> float:
-        """As that of a run with full batches which has read as many rows."""
+        """The factor of a run with full batches, at the step where it has read as many rows."""
         before, full, passed = self.sizes.before, self.sizes.full, self.passed()
         at, end = (before(int(number) + passed) / full for number in (step, steps))
         return self.schedule.factor(at, end)

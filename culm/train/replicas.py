@@ -1,4 +1,4 @@
-"""Copies of weights on several ranks must be equal to the bit; memory that lost one is named."""
+"""Checks that ranks hold equal copies of weights, to the bit, and names a rank that differs."""
 
 from __future__ import annotations
 

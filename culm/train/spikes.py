@@ -32,7 +32,7 @@ PREFIX = "spikes."
 class SpikeConfig(Config):
     """window: steps whose median and median absolute deviation (MAD) say what is usual. warmup:
     steps before any is judged. deviations: a loss or gradient norm above the median by more
-    than so many standard deviations, which the MAD estimates, is a spike; so is one that is not
+    than this many standard deviations, which the MAD estimates, is a spike; so is one that is not
     finite. skips: spikes within a window whose updates are left out; at the next one the run
     goes back. rewinds: how often it goes back to its last checkpoint, and leaves out the data
     in between, before it ends with an error; objectives that sample rollouts cannot.

@@ -20,8 +20,8 @@ LEAST = 0.005  # seconds a step that a rank must lose the others
 
 
 class StragglerConfig(Config):
-    """factor: a rank that needs so many times as long as the median of the others is named, in the
-        log and in the metrics `slowest_rank` and `slowest_rank_factor`. every_steps: how often
+    """factor: a rank that takes this many times as long as the median of the others is named in
+        the log and in the metrics `slowest_rank` and `slowest_rank_factor`. every_steps: how often
         ranks compare their means.
 
     What is compared is the time that a rank spends on its own: until its data are there, and in

@@ -39,14 +39,14 @@ class Batches(Protocol):
         ...
 
     def state(self, steps: int) -> dict[str, Tensor]:
-        """What a checkpoint after so many steps must hold to continue exactly; every rank calls it.
+        """What a checkpoint after `steps` steps must hold to continue exactly; every rank calls it.
 
         Empty where `step` is a function of its number and the weights alone.
         """
         ...
 
     def restore(self, steps: int, state: Mapping[str, Tensor]) -> None:
-        """Continue after so many steps with what `state` gave."""
+        """Continue after this many steps with what `state` gave."""
         ...
 
 

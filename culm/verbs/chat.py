@@ -13,8 +13,8 @@ from culm.convert.card import is_base
 from culm.endpoint import EndpointError, endpoint_at
 from culm.engine.speculation import Speculation
 from culm.exits import RunError
+from culm.model.ability import require_vocabulary
 from culm.model.quantized_cache import CacheKind
-from culm.model.transformer import require_vocabulary
 from culm.serve.terminal.models import ChatSettings, LoadedModel, Responder, ServedModel
 from culm.serve.terminal.terminal import Terminal
 from culm.text.language_model import LanguageModel

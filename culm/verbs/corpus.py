@@ -23,10 +23,10 @@ def corpus_of(given: Sequence[str], **options: str | float) -> DataConfig:
 def corpus_and(
     other: str | None, given: Sequence[str], **options: str | float
 ) -> tuple[DataConfig, Any]:
-    """The `data` section of these arguments, and what they give for another section, or None.
+    """The `data` section that these arguments set, and the settings of another section, or None.
 
     Raises:
-        SettingError: a setting is of neither section, or is none of `data`.
+        SettingError: a setting belongs to neither section, or `data` has no such setting.
     """
     settings = [one for one in given if "=" in one and not Path(one).exists()]
     paths = [one for one in given if one not in settings]

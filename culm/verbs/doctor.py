@@ -1,21 +1,22 @@
-"""`culm doctor`: what this machine offers."""
+"""`culm doctor`: what this machine offers, and whether it computes right."""
 
 from __future__ import annotations
 
 import os
 import platform
-import shutil
+from collections.abc import Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, requires, version
 
 import torch
 from rich.console import Console
 
-from culm.compiled import instruction_set
 from culm.device import choose_device, choose_precision, memory_bytes
-from culm.engine.fused_library import no_library
 from culm.sandbox.mechanism import summary
+from culm.verbs.doctor_kernels import kernels
+from culm.verbs.doctor_numerics import Check, numerics
 from culm.verbs.format import size
 
+WIDTH = 27  # of a label
 # Extras that a user may want; the others are for developing Culm.
 USES = {
     "data": "hub datasets and Parquet files",
@@ -29,45 +30,63 @@ USES = {
 }
 
 
-def show_doctor() -> None:
-    """Print versions, device, precision, compiler, sandbox, and what each extra is for."""
+def show_doctor(name: str = "auto") -> bool:
+    """Print what is installed, what the CPU and a device compute with, and how exact they are.
+
+    Returns whether all results are as exact as they must be.
+
+    Raises:
+        SettingError: the device is not available.
+    """
     console = Console(highlight=False, soft_wrap=True)
-    device = choose_device("auto")
+    chosen = choose_device(name)
+    _show(console, None, _machine(chosen))
+    passed = True
+    for device in dict.fromkeys((torch.device("cpu"), chosen)):
+        checks = list(numerics(device))
+        _show(console, f"Kernels of {device}", kernels(device, checks))
+        _show(console, f"Errors on {device}, relative to fp64", map(_found, checks))
+        passed = passed and all(check.passed for check in checks)
+    _show(console, "Extras", _extras())
+    return passed
+
+
+def _show(console: Console, heading: str | None, rows: Iterable[tuple[str, str]]) -> None:
+    if heading is not None:
+        console.print(f"\n[bold]{heading}[/]")
+    for label, value in rows:
+        console.print(f"{label:<{WIDTH}}{value}", markup=False)
+
+
+def _machine(device: torch.device) -> Iterator[tuple[str, str]]:
     memory, name = memory_bytes(device), str(device)
     if device.type == "cuda":
         name = f"{name} ({torch.cuda.get_device_name(device)})"
-    compiler = next(
-        (found for found in ("c++", "g++", "clang++", "cl") if shutil.which(found)), None
-    )
-    for label, value in (
-        ("culm", version("culm")),
-        ("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
-        ("torch", str(torch.__version__)),
-        ("cores", f"{os.cpu_count()}, torch uses {torch.get_num_threads()}"),
-        ("device", name),
-        ("memory", size(memory) if memory else "unknown"),
-        ("precision", f"{choose_precision(device)} is the fastest matmul precision"),
-        ("decoding", decoding(device)),
-        ("compiler", compiler or "none: train.compile=true needs a C++ compiler"),
-        ("sandbox", summary()),
-    ):
-        console.print(f"{label:<12}{value}", markup=False)
-    console.print("\n[bold]Extras[/]")
+    yield "culm", version("culm")
+    yield "python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    yield "torch", str(torch.__version__)
+    yield "cores", f"{os.cpu_count()}, torch uses {torch.get_num_threads()}"
+    yield "device", name
+    yield "memory", size(memory) if memory else "unknown"
+    yield "precision", f"{choose_precision(device)} is the fastest matmul precision"
+    yield "sandbox", summary()
+
+
+def _found(check: Check) -> tuple[str, str]:
+    label = f"{check.name}, {check.precision}"
+    if check.failure:
+        return label, f"it fails: {check.failure}; {check.remedy}"
+    if check.passed:
+        return label, f"{check.error:.1e}"
+    return label, f"{check.error:.1e}, more than {check.limit:.0e}: {check.remedy}"
+
+
+def _extras() -> Iterator[tuple[str, str]]:
     for extra, packages in extras().items():
         if extra in USES:
             there = all(_installed(package) for package in packages)
             state = "installed" if there else f"not installed: pip install 'culm[{extra}]'"
-            console.print(f"{extra:<12}{state}; for {USES[extra]}", markup=False)
-
-
-def decoding(device: torch.device) -> str:
-    """How models in bf16, int8 and int4 decode with few rows."""
-    if device.type != "cpu":
-        return "in PyTorch"
-    missing = no_library()
-    if missing is None:
-        return f"one fused step for bf16, int8 and int4, with {instruction_set().name}"
-    return f"in PyTorch, which is several times slower than the fused step: {missing}"
+            yield extra, f"{state}; for {USES[extra]}"
 
 
 def extras() -> dict[str, list[str]]:

@@ -30,7 +30,7 @@ from culm.eval.responder import Responder
 from culm.eval.settings import EvalConfig
 from culm.eval.suite import Answers, answer_suite, identity_of
 from culm.files import json_text
-from culm.model.transformer import require_vocabulary
+from culm.model.ability import require_vocabulary
 from culm.task.file_task import notes_of
 from culm.verbs.evaluate_chat import chat_gains, chat_lines, with_judge
 from culm.verbs.evaluate_options import refuse_unused
@@ -277,7 +277,7 @@ def _interval(estimate: Mapping[str, float]) -> str:
 
 
 def _rows(results: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Each estimate with its name; several of one result are named after their tasks."""
+    """Each estimate with its name; if a result has several, they are named after their tasks."""
     fields = set(Estimate.__annotations__)
     for name, value in results.items():
         if isinstance(value, Mapping) and set(value) == fields:

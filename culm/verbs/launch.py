@@ -31,7 +31,7 @@ def launch_run(
     """Replace this process by torchrun, or write the file for a scheduler.
 
     Raises:
-        SettingError: the run cannot be read, or its layout does not divide so many processes.
+        SettingError: the run cannot be read, or its layout does not divide this many processes.
     """
     config, _ = read_any_run(run, list(settings))
     if isinstance(config, GraphRun) and scheduler == "ray":

@@ -21,7 +21,7 @@ GRACE = 120  # seconds after SIGTERM, in which the run writes a checkpoint
 
 @dataclass(frozen=True)
 class Job:
-    """run, settings: as of `culm train`. folder: of the run. ranks: processes on each machine, each
+    """run, settings: as in `culm train`. folder: of the run. ranks: processes on each machine, each
     with a GPU. nodes: machines. restarts: how often torchrun starts failed processes again. image:
     of a container with Culm.
     """

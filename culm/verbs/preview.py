@@ -108,7 +108,7 @@ def preview(
     context: int,
     ranks: int = 1,
 ) -> Preview:
-    """Rows as the run would see them on so many ranks; what was read is prepared in the temporary
+    """Rows as the run would see them on this many ranks; what was read is prepared in the temporary
     folder.
     """
     if config.train.objective.reads == "rollouts":

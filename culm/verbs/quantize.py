@@ -20,7 +20,7 @@ from culm.convert.load import read, refuse_overwrite
 from culm.data.calibration import calibration_rows
 from culm.eval.divergence import compare
 from culm.files import refuse_existing
-from culm.model.transformer import predicts_text
+from culm.model.ability import predicts_text
 from culm.plan.timing import decoding_trial
 from culm.verbs.format import count, size
 

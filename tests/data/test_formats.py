@@ -307,7 +307,7 @@ def test_prompts(tokenizer):
         (
             RankingFormat(),
             {"prompt": "q", "completions": ["a", 3], "ranks": [1, 2]},
-            "'completions' has something else than a text or messages",
+            "'completions' has something other than a text or messages",
         ),
         (
             RankingFormat(),

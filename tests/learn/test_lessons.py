@@ -1,5 +1,6 @@
 """Every lesson runs to its end, with and without answers, and its notebook says the same."""
 
+import json
 import os
 import re
 import subprocess
@@ -99,6 +100,16 @@ def test_the_notebook_is_in_step(lesson: Lesson) -> None:
     assert notebook.read_text() == notebook_text(lesson.text), "python -m culm.learn.notebooks"
     # The notebook alone says the same too.
     assert len(graded(notebook)) == len(lesson.exercises)
+
+
+@each
+def test_a_notebook_stores_no_output(lesson: Lesson) -> None:
+    """Results come from the reader's machine, and changes of a lesson stay readable."""
+    notebook = ROOT / "notebooks" / lesson.path.with_suffix(".ipynb").name
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert code
+    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code)
 
 
 def test_the_page_lists_every_lesson() -> None:

@@ -5,7 +5,7 @@ import platform
 import pytest
 
 from culm.engine import fused_library
-from culm.verbs import doctor
+from culm.verbs import doctor, doctor_kernels, doctor_numerics
 from culm.verbs.doctor import USES, show_doctor
 
 DEVELOPERS = ("dev", "test", "lint", "docs", "bench", "rl-ref", "llama-cpp", "hf")
@@ -28,7 +28,8 @@ def test_a_cpu_without_the_fused_step_is_told(
 ) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "riscv64")
     monkeypatch.setattr(fused_library, "library", fused_library.library.__wrapped__)
-    monkeypatch.setattr(doctor, "no_library", fused_library.no_library.__wrapped__)
+    for module in (doctor_kernels, doctor_numerics):
+        monkeypatch.setattr(module, "no_library", fused_library.no_library.__wrapped__)
     show_doctor()
     line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("decoding"))
     assert line.endswith(

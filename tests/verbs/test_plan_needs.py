@@ -6,10 +6,10 @@ import re
 import pytest
 from rich.console import Console
 
+from culm.cli.training import TargetDevice
 from culm.config import SettingError
 from culm.plan.target import TARGETS, UTILISATION, target_of
 from culm.run.settings import read_run
-from culm.verbs.arguments import TargetDevice
 from culm.verbs.plan import show_plan
 from culm.verbs.plan_needs import section
 

@@ -47,7 +47,7 @@ class ByteReader:
         self.content, self.place = content, 0
 
     def take(self, count: int) -> int:
-        """Skip so many bytes; returns where they start."""
+        """Skip this many bytes; returns where they start."""
         start = self.place
         if count > len(self.content) - start:
             raise BrokenError(f"truncated: {count:,} bytes are declared at byte {start:,}")
@@ -85,7 +85,7 @@ class ByteReader:
         return [self.text() for _ in range(count)]
 
     def fits(self, count: int, size: int) -> None:
-        """Check that the file can contain so many items of at least this size."""
+        """Check that the file can contain this many items of at least this size."""
         if count * size > len(self.content) - self.place:
             raise BrokenError(f"truncated: {count:,} items are declared at byte {self.place:,}")
 

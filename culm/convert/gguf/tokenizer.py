@@ -27,7 +27,7 @@ OWN = ("tokenizer.huggingface.json", "culm.tokenizer")  # the full tokenizer, an
 
 
 def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer, rows: int) -> None:
-    """Write the tokenizer of a model with so many rows in its embedding.
+    """Write the tokenizer of a model with this many rows in its embedding.
 
     Byte-level BPE becomes a vocabulary of kind `gpt2`; BPE by score with bytes for unknown
     characters, as in SentencePiece, becomes one of kind `llama`. NFC normalisation is omitted, as

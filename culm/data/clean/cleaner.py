@@ -148,7 +148,7 @@ class Cleaner:
                 yield replace(unit, contents=[with_strings(one, rest) for one in unit.contents])
 
     def _find_seen(self, outcomes: Sequence[Outcome]) -> None:
-        """Drop what an index has seen before, as if later stages had not been there."""
+        """Drop what an index has seen before; later stages have no influence on that."""
         for number, index in self._indexes.items():
             rows = [one for one in outcomes if number in one.marks]
             if not rows:

@@ -20,7 +20,7 @@ from culm.task.file_task import FileTask
 
 
 class Decontaminate(Stage):
-    """Drops what has so many words in a row in common with an item of an evaluation set.
+    """Drops what has this many words in a row in common with an item of an evaluation set.
 
     path: files, folders or datasets of the hub with the sets; an item is all text of a record.
     tasks: sets as an evaluation reads them; an item is a test question with its right answer.

@@ -26,7 +26,7 @@ from culm.seed import keyed
 FEATURES = 1 << 18
 LENGTHS = (1, 2)  # words of a feature
 EPOCHS, RATE = 5, 0.5
-HELD_OUT = 5  # one text in so many is not trained on
+HELD_OUT = 5  # one text in this many is not trained on
 KIND = "culm.text_classifier"
 
 

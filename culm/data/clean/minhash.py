@@ -22,7 +22,7 @@ SMALL = np.uint32(0xFF)
 
 
 def signature(text: str, length: int) -> np.ndarray | None:
-    """(128,) uint32 of the runs of so many words; of all words, if there are fewer. None: no words.
+    """(128,) uint32 of the runs of `length` words, or of all words if fewer. None: no words.
 
     A permutation is x -> a x + b modulo 2^32 with odd a, applied to hashes that are random already.
     """

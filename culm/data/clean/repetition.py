@@ -106,7 +106,7 @@ def _again(runs: np.ndarray) -> np.ndarray:
 
 
 def _characters(runs: np.ndarray, again: np.ndarray, ends: np.ndarray, length: int) -> int:
-    """Characters in n-grams that stand there before, of which none counts twice."""
+    """The number of characters in n-grams that occurred earlier; each character counts once."""
     at = total = 0
     known = set[int]()
     given, repeats = runs.tolist(), set(runs[again].tolist())

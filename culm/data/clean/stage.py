@@ -35,7 +35,7 @@ class Step(ABC):
         """The texts of a unit after this stage, or why the unit is dropped."""
 
     def marks(self, texts: list[str]) -> np.ndarray | None:
-        """(n,) uint32, what the index of the stage compares units by; None: with nothing."""
+        """(n,) uint32 by which the index of the stage compares units; None: it compares none."""
         return None
 
 

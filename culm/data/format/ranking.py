@@ -78,7 +78,7 @@ class RankingFormat(JudgedFormat):
             raise ValueError(f"no list of answers in {' or '.join(known)}; {shape_of(record)}")
         found = [answer_of(value) for value in record[field]]
         if not all(found):
-            raise ValueError(f"{field!r} has something else than a text or messages in it")
+            raise ValueError(f"{field!r} has something other than a text or messages in it")
         return [answer for answer in found if answer]
 
 

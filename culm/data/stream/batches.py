@@ -48,7 +48,7 @@ class Lane:
         self.ready += len(found.tokens)
 
     def take(self, size: int) -> Row:
-        """A row of so many tokens. One that ends in a document repeats its last token in the next
+        """A row of this many tokens. One that ends in a document repeats its last token in the next
         row, so that each token but the first of a document is a target exactly once.
         """
         parts, segments, filled = list[np.ndarray](), list[Segment](), 0
@@ -152,7 +152,7 @@ class StreamBatches:
         }
 
     def restore(self, steps: int, state: Mapping[str, Tensor]) -> None:
-        """Continue after so many steps with what `state` gave."""
+        """Continue after this many steps with what `state` gave."""
         self.close()
         document, epoch, index, *sizes = state["mark"].tolist()
         self._marks = [Mark(document, epoch, index, sizes)]

@@ -23,7 +23,8 @@ from culm.eval.measure.measure import MeasureConfig, Subject
 from culm.eval.questions import distinct
 from culm.eval.responder import Generation, Responder
 from culm.eval.turns import ended
-from culm.model.transformer import Transformer, require_vocabulary
+from culm.model.ability import require_vocabulary
+from culm.model.transformer import Transformer
 from culm.rollout.reward.ensemble import Ensemble
 from culm.rollout.reward.format import FormatBonus
 from culm.rollout.reward.function import FunctionScore
@@ -45,7 +46,7 @@ class Chat(MeasureConfig):
     tasks: where the requests come from; one with several turns is continued with the model's own
     replies. questions: distinct requests per task; all of them if it is null.
 
-    reward: as of a rollout: a judge, reward models, functions. Two models (--against) are compared
+    reward: as in a rollout: a judge, reward models, functions. Two models (--against) are compared
     in pairs by the same judge, each pair in both orders; its form is otherwise a rating.
 
     max_tokens: limit of a reply. temperature: of replies; at 0, the most likely token is taken.
@@ -115,9 +116,9 @@ class Chat(MeasureConfig):
         return rewards_of(said, rewards, readers.load, known, seed)
 
     def duel(self, ours: Sequence[Said], theirs: Sequence[Said], seed: int) -> Estimate | None:
-        """The share of replies that a judge prefers to those of another model, a tie being half of
-        one; in a dialogue of several turns each model has its own earlier replies. None without a
-        judge.
+        """The share of replies that a judge prefers to another model's; None without a judge.
+
+        A tie counts as half. In a dialogue of several turns, each model reads its own replies.
         """
         judge = next((one for one in self.rewards if isinstance(one, Judge)), None)
         if judge is None:

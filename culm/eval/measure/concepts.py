@@ -23,7 +23,7 @@ class Concepts(MeasureConfig):
     the network after the context of another text, a control; `mse`, per element of a normalised
     concept.
 
-    tokens: held-out tokens that are read, evenly spread. candidates: the next concepts of so many
+    tokens: held-out tokens that are read, evenly spread. candidates: the next concepts of this many
     places, each of which is asked for. context: concepts before such a place at least. samples: of
     each prediction, averaged, where the network samples. sampler: one step from noise alone is a
     diffusion network's mean of all that may follow.

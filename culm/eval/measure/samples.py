@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import PositiveInt
 
 from culm.eval.measure.measure import MeasureConfig, Subject
-from culm.model.transformer import require_vocabulary
+from culm.model.ability import require_vocabulary
 from culm.text.language_model import LanguageModel
 
 

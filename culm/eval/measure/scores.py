@@ -14,7 +14,7 @@ from culm.eval.questions import answer_questions, compared, distinct, estimates
 from culm.eval.responder import Generation
 from culm.eval.text_metrics import TextMetric, require_packages
 from culm.eval.turns import ended
-from culm.model.transformer import require_vocabulary
+from culm.model.ability import require_vocabulary
 from culm.task import Tasks
 from culm.task.task import Task, Together
 

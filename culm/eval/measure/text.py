@@ -10,7 +10,7 @@ from pydantic import PositiveInt
 from culm.config import SettingError
 from culm.eval.local import LocalModel
 from culm.eval.measure.measure import MeasureConfig, Subject
-from culm.model.transformer import require_vocabulary
+from culm.model.ability import require_vocabulary
 from culm.source import open_source
 from culm.source.record import written
 from culm.source.source import LeftOutOnly, found_in
@@ -20,7 +20,7 @@ class Text(MeasureConfig):
     """Results: `bits_per_byte`, `perplexity` per token, and the `bytes` that were predicted.
 
     path: text files, JSONL or Parquet with a field `text`, a folder, or a dataset of the hub.
-    documents: at most so many of them; all of them if it is null. Documents that are longer than
+    documents: at most this many of them; all of them if it is null. Documents that are longer than
     the model's context are read in parts.
     """
 

@@ -15,7 +15,7 @@ from culm.engine.request import Request
 from culm.engine.sampling import Sampling
 from culm.eval.interval import wilson
 from culm.eval.measure.measure import MeasureConfig, Subject
-from culm.model.transformer import require_vocabulary
+from culm.model.ability import require_vocabulary
 from culm.objective.coconut import SPECIAL
 from culm.task import AnyTask
 from culm.task.graph import Graph

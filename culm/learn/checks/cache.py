@@ -209,7 +209,7 @@ EXERCISES = (
     ),
     Exercise(
         "cache.memory",
-        "Count the bytes of a cache of so many tokens in bf16, of which a window keeps the last.",
+        "Count the bytes of a cache of this many tokens in bf16, of which a window keeps the last.",
         memory,
         lambda g: [(100, 2, 2, 16, 32), (20, 3, 1, 8, 32), (7, 1, 1, 4, 7)],
         memory_answer,

@@ -236,7 +236,7 @@ EXERCISES = (
         latent_keys,
         lambda g: [(normal(g, 5, 6), normal(g, 3, 4, 6), normal(g, 5, 2))],
         latent_keys_answer,
-        (Mistake("the shared part comes after the own part.", _latent_keys_first),),
+        (Mistake("the shared part comes after the part of the head.", _latent_keys_first),),
     ),
     Exercise(
         "parts.absorbed_scores",

@@ -236,31 +236,31 @@ show("overfitting", plots.lines, curves, "step", "loss, nats per byte")
 
 
 # %%
-@exercise("tiny_model.generate")
+@exercise("sampling.generate")
 def generate(model, prompt, count):
     """model: tokens (1, T) -> logits (1, T, V). prompt: ids -> `count` new ids, greedily."""
     raise NotImplementedError
 
 
-@exercise("tiny_model.temperature")
+@exercise("sampling.temperature")
 def temperature(logits, value):
     """logits: (V,) -> probabilities (V,)."""
     raise NotImplementedError
 
 
-@exercise("tiny_model.top_k")
+@exercise("sampling.top_k")
 def top_k(logits, k):
     """logits: (V,) -> (V,), all but the k largest are -inf."""
     raise NotImplementedError
 
 
-@exercise("tiny_model.top_p")
+@exercise("sampling.top_p")
 def top_p(logits, p):
     """logits: (V,) -> (V,), all but the most likely ones that reach p are -inf."""
     raise NotImplementedError
 
 
-@exercise("tiny_model.sample")
+@exercise("sampling.sample")
 def sample(probabilities, uniform):
     """probabilities: (V,), uniform: a number in [0, 1) -> a token."""
     raise NotImplementedError

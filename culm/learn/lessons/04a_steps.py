@@ -26,19 +26,19 @@ torch.set_num_threads(1)
 
 
 # %%
-@exercise("steps.best_pair")
+@exercise("bpe.best_pair")
 def best_pair(words):
     """A list of words -> (bytes, bytes), the most frequent pair; the larger of equals."""
     raise NotImplementedError
 
 
-@exercise("steps.merge")
+@exercise("bpe.merge")
 def merge(parts, pair):
     """parts: a list of bytes -> the list with every such pair joined, from the left."""
     raise NotImplementedError
 
 
-@exercise("steps.encode")
+@exercise("bpe.encode")
 def encode(word, merges):
     """A word -> its tokens, a list of bytes. merges: pairs, the first one learned first."""
     raise NotImplementedError
@@ -74,7 +74,7 @@ show(
 
 
 # %%
-@exercise("steps.pack")
+@exercise("packing.pack")
 def pack(lengths, context):
     """lengths: a list, none above `context` -> the free room in each row, sorted."""
     raise NotImplementedError
@@ -92,13 +92,13 @@ print(f"packed: {sum(documents) / (256 * len(rows)):.1%}")
 
 
 # %%
-@exercise("steps.packed_mask")
+@exercise("packing.packed_mask")
 def packed_mask(documents):
     """documents: (T,), the number of the document of each token -> (T, T) of True and False."""
     raise NotImplementedError
 
 
-@exercise("steps.positions")
+@exercise("packing.positions")
 def positions(documents):
     """documents: (T,) -> (T,) integers."""
     raise NotImplementedError
@@ -216,7 +216,7 @@ def next_scale(scale, row, norm):
 
 
 # %%
-@exercise("steps.adamw")
+@exercise("optimizer.adamw")
 def adamw(weight, gradient, mean, square, step, rate):
     """One step, from 1 on. All tensors have one shape -> (weight, mean, square)."""
     raise NotImplementedError
@@ -231,7 +231,7 @@ def adamw(weight, gradient, mean, square, step, rate):
 
 
 # %%
-@exercise("steps.orthogonalized")
+@exercise("optimizer.orthogonalized")
 def orthogonalized(matrix):
     """(R, C) with R <= C -> (R, C)."""
     raise NotImplementedError
@@ -259,13 +259,13 @@ show(
 
 
 # %%
-@exercise("steps.cosine")
+@exercise("optimizer.cosine")
 def cosine(step, steps, warmup, final):
     """The factor of the peak rate in step 0 .. steps - 1. warmup: in steps, at least 1."""
     raise NotImplementedError
 
 
-@exercise("steps.wsd")
+@exercise("optimizer.wsd")
 def wsd(step, steps, warmup, decay):
     """Warm-up, stable, decay to nearly 0; warmup and decay: in steps."""
     raise NotImplementedError

@@ -245,19 +245,19 @@ print(sorted(read_lines(place / "whole" / "metrics.jsonl")[0]))
 
 
 # %%
-@exercise("scale.power")
+@exercise("scaling.power")
 def power(xs, ys):
     """Two lists of positive numbers -> (c, p) of y = c x^p, fitted between the logarithms."""
     raise NotImplementedError
 
 
-@exercise("scale.law")
+@exercise("scaling.law")
 def law(theta, parameters, tokens):
     """theta: (E, A, alpha, B, beta) -> the loss."""
     raise NotImplementedError
 
 
-@exercise("scale.optimum")
+@exercise("scaling.optimum")
 def optimum(theta, budget):
     """Set the derivative of the law to 0 under 6 N D = budget -> (parameters, tokens)."""
     raise NotImplementedError

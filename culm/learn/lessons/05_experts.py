@@ -101,7 +101,7 @@ def grouped(chosen, experts):
 
 
 # %%
-@exercise("experts.load")
+@exercise("balance.load")
 def load(chosen, experts):
     """chosen: (N, k) -> (experts,), how many tokens each got, as a multiple of the mean."""
     raise NotImplementedError
@@ -115,7 +115,7 @@ def load(chosen, experts):
 
 
 # %%
-@exercise("experts.balance_loss")
+@exercise("balance.balance_loss")
 def balance_loss(logits, chosen):
     """logits: (N, experts), chosen: (N, k) -> a tensor without axes; even is 1."""
     raise NotImplementedError
@@ -142,7 +142,7 @@ show(
 
 
 # %%
-@exercise("experts.moved_bias")
+@exercise("balance.moved_bias")
 def moved_bias(bias, counts, rate):
     """bias: (experts,), counts: (experts,), tokens of each in this step -> the new bias."""
     raise NotImplementedError
@@ -155,7 +155,7 @@ def moved_bias(bias, counts, rate):
 
 
 # %%
-@exercise("experts.z_loss")
+@exercise("balance.z_loss")
 def z_loss(logits):
     """logits: (N, experts) -> a tensor without axes."""
     raise NotImplementedError
@@ -257,7 +257,7 @@ show(
 
 
 # %%
-@exercise("experts.state_step")
+@exercise("hybrid.state_step")
 def state_step(state, q, k, v, decay, strength):
     """state: (D, Dv), q, k: (D,), v: (Dv,), decay, strength: numbers -> result (Dv,), state."""
     raise NotImplementedError
@@ -270,7 +270,7 @@ def state_step(state, q, k, v, decay, strength):
 
 
 # %%
-@exercise("experts.hybrid_bytes")
+@exercise("hybrid.hybrid_bytes")
 def hybrid_bytes(tokens, layers, every, kv, state):
     """Bytes in fp32. kv: numbers in the keys of a token, as many in its values; state: numbers in a
     state. The last of every `every` layers has attention, the others have a state.

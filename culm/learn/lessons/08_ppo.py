@@ -157,7 +157,7 @@ show("estimates", plots.lines, deviations, "distance of the logits", "deviation 
 # %%
 @exercise("divergence.next_cost")
 def next_cost(cost, kl, target, completions, horizon):
-    """kl: nats of a completion, measured over so many -> the new cost."""
+    """kl: nats of a completion, measured over this many -> the new cost."""
     raise NotImplementedError
 
 

@@ -30,7 +30,7 @@ torch.set_num_threads(1)
 #
 # "Make 20 from 2, 3, 4." Any expression that does is right, so a comparison of texts would be
 # unfair, and a check of the value alone would be deceived: `20` has the value 20. A policy finds
-# every gap of a check within some hundred steps. `evaluated` gives the value of an expression and
+# every gap of a check within a few hundred steps. `evaluated` gives the value of an expression and
 # its numbers in order of size, or None.
 
 

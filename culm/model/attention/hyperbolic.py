@@ -1,13 +1,13 @@
-"""Attention in hyperbolic space (HELM, arXiv 2505.24722): near tokens are read, not aligned ones.
+"""Attention in hyperbolic space (HELM, arXiv 2505.24722): scores are distances, not dot products.
 
     weights = softmax over keys of -scale |q - k|_L^2,   |q - k|_L^2 = -2/c - 2 <q, k>_L
     output  = the centroid of the values: their weighted sum, scaled back onto the hyperboloid
 
-What is the same for all keys cancels in the softmax: 2/c, and the origin o in <q, k>_L, so that
-<q, k - o>_L serves. With the sign of a query's time flipped it is a dot product, and the weighted
-sum is one of points: so every kernel of `culm.model.attend` serves, on heads with one more element.
-As c goes to 0 the scores are Euclidean distances, and the centroid is the mean: both are computed
-from offsets k - o and v - o, since the times of points go to infinity.
+Terms that are equal for all keys cancel in the softmax: 2/c, and the origin o, so <q, k - o>_L
+replaces <q, k>_L. It is a dot product once the sign of the query's time is flipped. Therefore the
+kernels of `culm.model.attend` compute this attention, with one more element in each head.
+As c goes to 0, the scores become Euclidean distances and the centroid becomes the mean. Both are
+computed from the offsets k - o and v - o, because the times of the points go to infinity.
 """
 
 from __future__ import annotations
@@ -114,5 +114,5 @@ class HyperbolicAttention(AttentionModule):
 
 
 def _flipped(points: Tensor) -> Tensor:
-    """With the sign of the time changed: a dot product with it is the Lorentz inner product."""
+    """Flip the sign of the time: the dot product with it is the Lorentz inner product."""
     return torch.cat((-points[..., :1], points[..., 1:]), -1)

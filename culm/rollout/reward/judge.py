@@ -110,7 +110,7 @@ class Judge(RewardConfig):
         return judging.pairs if self.form == "pairs" else judging.ratings
 
     def compared(self, count: int, group: int, seed: int) -> list[tuple[int, int]]:
-        """Pairs of so many completions. The first of them include each completion, so that half
+        """Pairs of this many completions. The first of them include each completion, so that half
         as many pairs as completions leave none out.
         """
         every = list(combinations(range(count), 2))

@@ -27,7 +27,7 @@ class LengthPenalty(RewardConfig):
         return self
 
     def penalty(self, tokens: int) -> float:
-        """Of an answer with so many tokens, -1 to 0."""
+        """Of an answer with this many tokens, -1 to 0."""
         return -min(1.0, max(0.0, (tokens - self.longest + self.margin) / self.margin))
 
     def build(self, load: Load, seed: int) -> Score:

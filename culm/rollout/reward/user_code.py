@@ -106,7 +106,7 @@ class UserFunction:
         return float(value)
 
     def numbers(self, values: Any, count: int) -> list[float]:
-        """A list of so many numbers that it returned.
+        """A list of this many numbers that it returned.
 
         Raises:
             SettingError: it is something else.

@@ -64,7 +64,7 @@ class MicroRuns:
     """Those of one run, in a folder next to its own.
 
     Raises:
-        SettingError: the run is none that trains a new model on text, or holds out nothing.
+        SettingError: the run does not train a new model on text, or holds out nothing.
     """
 
     def __init__(self, config: RunConfig) -> None:
@@ -186,7 +186,7 @@ class MicroRuns:
 
 
 def train_settings(tokens: float, rows: int, context: int, rate: float) -> dict[str, Any]:
-    """Of the `train` section, for a run that reads so many tokens."""
+    """Of the `train` section, for a run that reads this many tokens."""
     return {
         "steps": max(1, round(tokens / (rows * context))),
         "batch_size": rows,

@@ -97,7 +97,7 @@ class Machine:
 
 
 def law_of(family: Family, done: Sequence[Done], unique: int) -> Law:
-    """Fitted to micro-runs on a text of so many tokens."""
+    """Fitted to micro-runs on a text of this many tokens."""
     return fit([
         Point(family.parameters(one.run.model), effective_tokens(one.tokens, unique), one.loss)
         for one in done

@@ -53,11 +53,11 @@ class Budgeted:
 def propose(
     config: RunConfig, seconds: float, target: Target | None = None, ranks: int = 1
 ) -> Budgeted:
-    """Make the micro-runs and say what to train in so many seconds, those of the micro-runs
+    """Make the micro-runs and say what to train in this many seconds, those of the micro-runs
     included where they run on the same machine.
 
     Raises:
-        SettingError: the run is none for which a size can be proposed, or the time is too short.
+        SettingError: no size can be proposed for this run, or the time is too short.
     """
     micro = MicroRuns(config)
     machine = Machine(choose_device(config.device), target, ranks)

@@ -115,7 +115,9 @@ def _query(request: Any, client: Client) -> Query:
         found = getattr(value, kind) if kind else None
         expected = PARAMETERS.get(name)
         if expected is None:
-            raise InvalidRequest(f"parameters: {name!r} is none of {', '.join(PARAMETERS)}", name)
+            raise InvalidRequest(
+                f"parameters: {name!r} is not one of {', '.join(PARAMETERS)}", name
+            )
         if isinstance(found, bool) or not isinstance(found, expected | int):
             raise InvalidRequest(f"{name}: {found!r} is no {expected.__name__}", name)
         given[name] = expected(found)

@@ -59,7 +59,7 @@ class Connection(H11Protocol):
         self._stop_waiting()
 
     def send_400_response(self, msg: str) -> None:
-        """What is not HTTP gets an error in the shape of all others, if no answer has started."""
+        """Answer what is not HTTP with an error of the usual form, if no answer has started."""
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             headers = {**HEADERS, "x-request-id": secrets.token_hex(8), "connection": "close"}
             answer = invalid(msg, code="invalid_http").response(headers)

@@ -53,7 +53,7 @@ class Router:
         self._tasks: set[asyncio.Task[None]] = set()
         self.draining = False
 
-    # -- life, as of a service ----------------------------------------------------------------
+    # -- start and stop, as in a service ----------------------------------------------------------
 
     @asynccontextmanager
     async def running(self, app: Starlette) -> AsyncIterator[None]:

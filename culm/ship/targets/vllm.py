@@ -28,7 +28,7 @@ class VLLM(TargetConfig):
 
 
 def check_heads(model: Transformer, parts: int) -> None:
-    """SettingError unless the heads of every attention layer can be divided into so many parts.
+    """SettingError unless the heads of every attention layer can be divided into this many parts.
     Each part has some of the heads of keys and values, or several parts a copy of one.
     """
     for block in model.every_block:

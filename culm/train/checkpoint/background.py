@@ -9,10 +9,9 @@ from culm.parallel.ranks import Ranks
 
 
 class Background:
-    """A thread of each rank that does its part of one piece of work.
+    """A thread on each rank, for this rank's part of one piece of work.
 
-    work: the ranks agree in it whether it failed. So once all threads have ended, all ranks have
-    the same result.
+    work: ends with an agreement of all ranks on whether it failed, so all get the same result.
     """
 
     def __init__(self, work: Callable[[], None]) -> None:

@@ -63,9 +63,7 @@ class Checkpoints:
         self._tolerate(self._wait)
 
     def _tolerate(self, work: Callable[[], bool | None]) -> bool | None:
-        """Do something about checkpoints; True if one could not be written, and it is not one too
-        many.
-        """
+        """Read or write a checkpoint; True if that failed and the run may continue."""
         try:
             return work()
         except NotWritten as error:

@@ -27,6 +27,6 @@ class CheckpointConfig(Config):
     failures: NonNegativeInt = 2
 
     def most(self, steps: int) -> int:
-        """How many there may be at once in a run of so many steps; one of them is being written."""
+        """How many there may be at once in a run of `steps` steps; one is being written."""
         lasting = 0 if self.keep_every_steps is None else steps // self.keep_every_steps
         return self.keep + 1 + lasting

@@ -74,11 +74,11 @@ class Reporter(ABC):
 
     @abstractmethod
     def report(self, values: Mapping[str, float], step: int) -> None:
-        """Numbers by name, after so many steps."""
+        """Numbers by name, after this many steps."""
 
     @abstractmethod
     def report_samples(self, name: str, samples: Sequence[Sample], step: int) -> None:
-        """Texts of one measure, such as `eval/samples`, after so many steps."""
+        """Texts of one measure, such as `eval/samples`, after this many steps."""
 
     @abstractmethod
     def close(self) -> None:

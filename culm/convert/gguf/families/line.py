@@ -81,7 +81,7 @@ def _read_smollm3(fields: Fields) -> dict[str, Any]:
 
 
 def _read_olmo2(fields: Fields) -> dict[str, Any]:
-    """With a window it is OLMo 3, in which every fourth layer has none."""
+    """A model with a window is OLMo 3, where every fourth layer has no window."""
     window = fields.take("attention.sliding_window", None)
     values = _line({"qk_norm": "width"})(fields)
     windows = [window if (i + 1) % 4 else None for i in range(values["layers"])]
