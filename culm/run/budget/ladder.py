@@ -117,7 +117,7 @@ def _chosen(family: Family, seconds: float, here: Speed, there: float) -> dict[s
 def _seconds_of(
     family: Family, model: TransformerConfig, tokens: int, rate: float, overhead: float
 ) -> float:
-    """Of a micro-run that reads so many tokens."""
+    """Of a micro-run that reads this number of tokens."""
     cost, rows = family.cost(model), batch_size_for(tokens, family.context)
     flops = tokens * cost.training_flops
     flops += 2 * EVALUATED * cost.forward_flops  # it is measured before and after
