@@ -35,9 +35,10 @@ NOT_HERE = {
 }
 SMALL = ("train.steps=2", "train.batch_size=8", "device=cpu")
 SMALL_MODEL = ("model.width=128", "model.layers=2")
+SMALL_STEPS = ("train.context=32", "train.optimizer=adamw")  # of the 2,100 that a budget takes
 # Models that a page calls the reader's own: copies of what earlier commands made.
 COPIES = {"runs/large": "runs/books", "runs/chat": "runs/books-chat"}
-SHORT = {"--minutes": "0.2", "--budget": "1m"}  # options of time
+SHORT = {"--minutes": "0.2", "--budget": "10m"}  # options of time
 
 
 def shown() -> Iterator[tuple[str, list[str]]]:
@@ -73,6 +74,8 @@ def small(arguments: list[str]) -> list[str]:
         added += SMALL_MODEL
     if "pretrain" in named and "data" not in keys:
         added.append("data.path=books/")
+    if "--budget" in words:
+        added += SMALL_STEPS
     given = {word.partition("=")[0] for word in added}
     kept = [
         re.sub(r"\bsteps: \d+", "steps: 2", word)
