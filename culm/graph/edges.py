@@ -59,7 +59,7 @@ class Graph:
 
     @property
     def has_negatives(self) -> bool:
-        """Whether a child has another node that is none of its parents."""
+        """Whether a child has another node that is not its parent."""
         parents = np.bincount(self.edges[:, 0])
         return bool((parents[parents > 0] < len(self.names) - 1).any())
 

@@ -45,7 +45,7 @@ class ObjectiveConfig(Config, ABC):
     trains_mtp: whether it trains heads of multi-token prediction. fills_masks: whether the model
         fills in masked tokens, instead of predicting the next one.
     reads_concepts: whether it trains models of concepts, and no others.
-    own_tokens: it has so many tokens of its own: the last rows of the model's vocabulary.
+    own_tokens: number of its own tokens, which have the last rows of the model's vocabulary.
     """
 
     kind: str

@@ -217,8 +217,10 @@ def _own_tokens(values: dict[str, Any]) -> int:
     train = values.get("train")
     given = train.get("objective") if isinstance(train, dict) else None
     kind = given.get("kind") if isinstance(given, dict) else given
-    same = (one for one in alternatives(Objective) if one.model_fields["kind"].default == kind)
-    return next((one.own_tokens for one in same), 0)  # another kind is refused later
+    for one in alternatives(Objective):
+        if issubclass(one, ObjectiveConfig) and one.model_fields["kind"].default == kind:
+            return one.own_tokens
+    return 0  # another kind is refused later
 
 
 def _learner_of(gives: Reads) -> str:
