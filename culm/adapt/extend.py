@@ -18,7 +18,7 @@ class Extend(Config):
     (arXiv 2309.00071) by the ratio of the contexts unless given.
 
     Layers with a window that lies within the old context, and layers without rotary embeddings,
-    stay as they are. Some hundred steps on long texts let the model get used to it.
+    stay as they are. A few hundred steps on long texts let the model get used to it.
     """
 
     context: PositiveInt
