@@ -24,7 +24,9 @@ def write_all(folder: Path) -> None:
     chance = random.Random(0)
     for name in ("books/en/one", "books/de/two", "web/page", "documents/manual",
                  "long-texts/saga", "code/main", "novels/novel", "handbook/returns"):  # fmt: skip
-        _write(folder / f"{name}.txt", "\n\n".join(_paragraph(chance) for _ in range(60)))
+        for part in ("first", "second"):  # a single document could not be held out
+            text = "\n\n".join(_paragraph(chance) for _ in range(60))
+            _write(folder / f"{name}-{part}.txt", text)
     for name in ("book", "novel"):
         _write(folder / f"{name}.txt", "\n\n".join(_paragraph(chance) for _ in range(60)))
     for name in ("sentences", "letter", "tokens"):
