@@ -13,7 +13,7 @@ from culm.objective.objective import Objective
 from culm.optim.optimizer import OptimizerConfig
 from culm.parallel.check import may_have
 from culm.parallel.parallelize import parallelize
-from culm.plan.needs import Step, needs_of
+from culm.plan.needs import DryRuns, Step, needs_of
 
 Recomputed = Literal["none", "selective", "full"]
 BY_COST: Sequence[Recomputed] = ("none", "selective", "full")
@@ -53,11 +53,12 @@ def largest_fit(
     step: of the run; its micro-batch is not considered.
     """
 
-    def needed(rows: int, recomputed: Recomputed) -> int:
+    def needed(rows: int, recomputed: Recomputed, dry_runs: DryRuns) -> int:
         tried = copy.deepcopy(objective)
         parallelize(tried, activation_checkpointing=recomputed)
         smaller = replace(step, at_once=rows)
-        return needs_of(tried, optimizer, smaller, others, count_flops=False).memory.total
+        needs = needs_of(tried, optimizer, smaller, others, count_flops=False, dry_runs=dry_runs)
+        return needs.memory.total
 
     whole = -(-step.batch_size // step.layout.data)
     # With updates in the backward a step has one micro-batch.
@@ -67,10 +68,11 @@ def largest_fit(
         return None
     for recomputed in BY_COST:
         found: Fit | None = None
+        dry_runs = DryRuns()
         low, high = 0, len(sizes) - 1
         at = low  # one row first: most that do not fit are refused by it
         while low <= high:
-            bytes = needed(sizes[at], recomputed)
+            bytes = needed(sizes[at], recomputed, dry_runs)
             if bytes <= limit:
                 found, low = Fit(sizes[at], recomputed, bytes), at + 1
             else:

@@ -99,6 +99,29 @@ class Step:
         )
 
 
+class DryRuns:
+    """Results of dry runs of one objective, optimizer and layout, each done once: steps with other
+    micro-batches need the same ones.
+    """
+
+    def __init__(self) -> None:
+        self._update: _Update | None = None
+        self._activations: dict[tuple[int, bool], int] = {}
+
+    def update(self, objective: Objective, optimizer: OptimizerConfig) -> _Update:
+        """What an update of the weights takes."""
+        if self._update is None:
+            self._update = _update(objective, optimizer)
+        return self._update
+
+    def activations(self, objective: Objective, step: Step, rows: int, accumulates: bool) -> int:
+        """Bytes of a micro-batch of this many rows."""
+        key = rows, accumulates
+        if key not in self._activations:
+            self._activations[key] = activation_bytes(objective, step.batch(rows), accumulates)
+        return self._activations[key]
+
+
 def needs_of(
     objective: Objective,
     optimizer: OptimizerConfig,
@@ -106,17 +129,20 @@ def needs_of(
     others: Sequence[nn.Module] = (),
     *,
     count_flops: bool = True,
+    dry_runs: DryRuns | None = None,
 ) -> Needs:
     """What training the objective takes; it must be on the meta device.
 
     others: models that are only read. count_flops: in a second pass; without it FLOPs and what is
-    sent have no meaning.
+    sent have no meaning. dry_runs: those of earlier calls, for steps that differ in the micro-batch
+    alone.
     """
+    dry_runs = dry_runs or DryRuns()
     rows, layout = step.rows, step.layout
     parameters, idle = (f(objective.model) for f in (_parameters, idle_parameters))
     learned = [parameter for _, parameter in trainable(objective)]
     trained, gradients = sum(p.numel() for p in learned), bytes_of(learned)
-    update = _update(objective, optimizer)
+    update = dry_runs.update(objective, optimizer)
     # A copy in fp32 of one parameter after the other (`culm.train.update.UpdateRatio`).
     copied = max((4 * p.numel() for p in learned), default=0) if step.measures_updates else 0
     piped = layout.piped(objective)
@@ -126,11 +152,11 @@ def needs_of(
     # counted on their own.
     accumulates = step.micro_batches > 1 or layout.processes > 1 or step.in_backward
     tried = min(rows, max(2, TOKENS // (step.context * step.sequences)))
-    activations = activation_bytes(objective, step.batch(tried), accumulates)
+    activations = dry_runs.activations(objective, step, tried, accumulates)
     flops = training_flops(objective, step.batch(tried)) if count_flops else 0
     sent = _sent(axes, step.micro_batches * rows / tried)
     if rows > tried:  # from there on, memory grows evenly with the rows
-        fewer = activation_bytes(objective, step.batch(tried // 2), accumulates)
+        fewer = dry_runs.activations(objective, step, tried // 2, accumulates)
         activations += (activations - fewer) * (rows - tried) // (tried - tried // 2)
     ranks = axes["tensor"].size
     if piped is not None:  # each rank has its share of layers and of exchanges between their ranks
