@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+ROUNDING = 1e-12  # of a cosine in fp64: a matmul adds up equal rows in different orders
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -39,11 +41,11 @@ class Ranks:
 def ranks(predicted: Tensor, truth: Tensor) -> Ranks:
     """By cosine. predicted, truth: (N, C).
 
-    Equal scores come in the worst order, so concepts that coincide earn nothing; nor does a
-    prediction that is no number.
+    Scores that are equal up to rounding come in the worst order, so concepts that coincide earn
+    nothing; nor does a prediction that is no number.
     """
     scores = F.normalize(predicted.double(), dim=-1) @ F.normalize(truth.double(), dim=-1).T
-    return Ranks((~(scores < scores.diagonal()[:, None])).sum(1))
+    return Ranks((~(scores < scores.diagonal()[:, None] - ROUNDING)).sum(1))
 
 
 def mean_before(concepts: Tensor, count: int | None = None) -> Tensor:

@@ -84,7 +84,7 @@ def test_a_budget_that_ends_is_an_error_without_an_answer(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--tools", "shell"], "none of python, sql, search, web"),
+        (["--tools", "shell"], "not one of python, sql, search, web"),
         (["--tools", "sql"], "needs --database"),
         (["--folder", "."], "--tools search"),
         (["--tools", "python", "--approve", "x"], "approve"),

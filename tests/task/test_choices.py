@@ -121,15 +121,15 @@ def test_what_is_no_choice_is_refused_or_counted(tmp_path) -> None:
     assert list(found.notes.values()) == [1]
     for bad, words in [
         ({"text": "a"}, "no form of multiple choice"),
-        ({**known, "answer": 2}, "none of its 2 choices"),
-        ({**known, "answer": "c"}, "none of its choices"),
-        ({**known, "answer": "AB"}, "none of its choices"),
-        ({**known, "answer": 0.5}, "none of its choices"),
-        ({"question": "?", "choices": ARC, "answerKey": "1"}, "none of its choices"),
+        ({**known, "answer": 2}, "not one of its 2 choices"),
+        ({**known, "answer": "c"}, "not one of its choices"),
+        ({**known, "answer": "AB"}, "not one of its choices"),
+        ({**known, "answer": 0.5}, "not one of its choices"),
+        ({"question": "?", "choices": ARC, "answerKey": "1"}, "not one of its choices"),
         ({**known, "choices": "ab"}, "no list of texts"),
         ({**known, "choices": ["a", None]}, "no list of texts"),
         ({**known, "choices": ["a"]}, "it has 1 choices"),
-        ({**known, "choices": []}, "none of its choices|it has 0 choices"),
+        ({**known, "choices": []}, "not one of its choices|it has 0 choices"),
         ({"sentence": "no gap", "option1": "a", "option2": "b", "answer": "1"}, "no gap"),
     ]:
         with pytest.raises(SettingError, match=f"line 1: .*{words}"):
