@@ -100,7 +100,7 @@ class Step:
 
 
 class DryRuns:
-    """Results of dry runs of one objective, optimizer and layout, each done once: steps with other
+    """Results of the dry runs of one objective, optimizer and layout, each done once: many
     micro-batches need the same ones.
     """
 

@@ -1,5 +1,7 @@
 """The largest micro-batch that fits: rows are given up before activations are recomputed."""
 
+from dataclasses import replace
+
 import pytest
 from learning import build
 
@@ -8,6 +10,7 @@ from culm.model.transformer import TransformerConfig
 from culm.objective.next_token import NextToken
 from culm.optim.adamw import AdamW
 from culm.parallel.parallelize import parallelize
+from culm.plan import needs
 from culm.plan.memory_fit import _parts, advice, largest_fit
 from culm.plan.needs import Step, needs_of
 
@@ -50,6 +53,24 @@ def test_recomputation_where_one_row_does_not_fit(recomputed):
 def test_nothing_fits():
     assert largest_fit(objective(), AdamW(), STEP, 1000) is None
     assert "smaller model" in advice(None)
+
+
+def test_a_dry_run_serves_all_sizes_of_a_micro_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[tuple[int, bool]] = []
+
+    def counted(model, batch, accumulates):
+        runs.append((len(batch.tokens), accumulates))
+        return activation_bytes(model, batch, accumulates)
+
+    activation_bytes = needs.activation_bytes
+    monkeypatch.setattr(needs, "activation_bytes", counted)
+    large = Step(64, batch_size=10_000, at_once=10_000)
+    found = largest_fit(objective(), AdamW(), large, 1e9)
+    assert found is not None
+    assert runs
+    assert len(runs) == len(set(runs))
+    alone = replace(large, at_once=found.rows)
+    assert needs_of(objective(), AdamW(), alone, count_flops=False).memory.total == found.bytes
 
 
 @pytest.mark.parametrize("whole", [1, 2, 7, 12, 100])
