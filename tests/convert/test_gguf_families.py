@@ -47,11 +47,11 @@ def test_what_it_has_not_is_named(name, setting, tokenizer, tmp_path):
 def test_the_largest_gemma_scales_by_its_width(name, layers):
     """As in llama.cpp, which knows the model of 27B by its layers: no key of a file says so."""
     for count, scale in ((layers, 16**-0.5), (layers - 1, 32**-0.5)):
-        assert gemma(name, block_count=count).attentions[0].resolved(64).scale == scale
+        assert only_needed(name, block_count=count).attentions[0].resolved(64).scale == scale
 
 
 def test_the_first_files_of_gemma_2_have_what_llama_cpp_has_in_its_code():
-    config = gemma("gemma2", block_count=2)
+    config = only_needed("gemma2", block_count=2)
     assert [part.window for part in config.attentions] == [4096, None]
     assert (config.attentions[0].softcap, config.softcap) == (50.0, 30.0)
 
@@ -73,8 +73,19 @@ def test_caps_that_llama_cpp_would_change_are_refused(name, without, tokenizer, 
         ours.export(config.build(), tokenizer, tmp_path / "m.gguf", "f32")
 
 
-def gemma(name, **settings):
-    """The settings of a file with only the keys that llama.cpp needs."""
+@pytest.mark.parametrize(
+    ("settings", "kind"),
+    [({}, None), ({"type": "none"}, None), ({"factor": 4.0}, "linear"),
+     ({"type": "none", "factor": 4.0}, None), ({"type": "linear", "factor": 4.0}, "linear")],
+)  # fmt: skip
+def test_a_factor_without_a_type_is_linear(settings, kind):
+    given = {f"rope.scaling.{key}": value for key, value in settings.items()}
+    scaling = only_needed("llama", block_count=2, **given).attentions[0].rope.scaling
+    assert scaling is None if kind is None else (scaling.kind, scaling.factor) == (kind, 4.0)
+
+
+def only_needed(name, **settings):
+    """Our settings for a file with only the keys that llama.cpp needs, and these."""
     family = next(one for one in GGUF_FAMILIES if one.name == name)
     given = {
         "vocabulary": 300, "tied": True, "embedding_length": 64, "context_length": 8192,
