@@ -287,18 +287,16 @@ static inline Four totals(const Floats (&sums)[4]) {
 #endif
 }
 
-// e^x with a relative error of 2e-7: 2^n times a polynomial on half a unit around 0.
+// e^x with a relative error of 2e-7: 2^n times a polynomial on half a unit around 0, which would
+// overflow far below the bounds that x is kept within.
 static inline Floats exponential(Floats x) {
-#ifndef CULM_AVX512  // keeps 2^n a float: from 1e-38 to infinity
-  x = Floats::make([&](int i) {
-    Register<float> y = x.part[i];
-    y = y < -87.3f ? y * 0 - 87.3f : y;
-    return y > 88.4f ? y * 0 + 88.4f : y;
-  });
+#ifdef CULM_AVX512
+  x = larger(all(-104), x);
+  const Floats n = {_mm512_roundscale_ps((x * all(1.44269504f)).part[0], 0)};
+#else  // 2^n is a float: from 1e-38 to infinity
+  x = Floats{} - larger(all(-88.4f), Floats{} - larger(all(-87.3f), x));
   const Ints power = rounded(x * all(1.44269504f));
   const Floats n = floats(power);
-#else
-  const Floats n = {_mm512_roundscale_ps((x * all(1.44269504f)).part[0], 0)};
 #endif
   Floats r = fma(n, all(-0.693359375f), x);
   r = fma(n, all(2.12194440e-4f), r);

@@ -11,12 +11,13 @@ from typing import Any, BinaryIO, cast
 from culm.config import SettingError
 from culm.source.compressed import UNREADABLE, check_compression, opened, unreadable
 from culm.source.reading import Reading
-from culm.source.record import Record, Unreadable, kind_of_value, place_of
+from culm.source.record import Record, Unreadable, kind_of_value, place_of, valid
 from culm.source.remote import File
 from culm.source.text import ERRORS, no_text, not_utf8
 
 OBJECT = re.compile(rb"\s*\[?\s*\{\s*\"")
 GAP = re.compile(r"[ \t\r\n,]*")  # between the entries of a list
+HALF = re.compile(r"\\u[dD][89a-fA-F]")  # of a surrogate pair, which JSON may also write alone
 
 
 class _TwiceError(ValueError):
@@ -129,7 +130,10 @@ def _parse(text: str, path: File, line: int) -> Any:
         _TwiceError: an object has a key twice.
     """
     try:
-        return DECODER.decode(text)
+        value = DECODER.decode(text)
+        if HALF.search(text):
+            value = DECODER.decode(valid(json.dumps(value, ensure_ascii=False)))
+        return value
     except _TwiceError:
         raise
     except (ValueError, RecursionError) as error:

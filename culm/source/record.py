@@ -164,6 +164,15 @@ def number_in(written: str) -> float | bool | str:
         return written
 
 
+def valid(text: str) -> str:
+    """Without the halves of surrogate pairs that JSON may contain and no encoding can write."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
 def kind_of_value(value: Any) -> str:
     """What a JSON value is, in words."""
     if _is_infinite(value):

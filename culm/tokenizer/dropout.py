@@ -13,6 +13,8 @@ from itertools import pairwise
 import tokenizers
 
 from culm.config import SettingError
+from culm.tokenizer.alphabet import BYTES
+from culm.tokenizer.fast import is_plain_bpe
 from culm.tokenizer.tokenizer import Tokenizer
 
 
@@ -20,18 +22,19 @@ class DropoutEncoder:
     """Text to ids of a byte-level BPE, with dropout.
 
     Raises:
-        SettingError: the tokenizer has no merges.
+        SettingError: the tokenizer is another one.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        inner = tokenizers.Tokenizer.from_str(tokenizer.json)
-        model = json.loads(tokenizer.json)["model"]
-        if model["type"] != "BPE" or not model["merges"] or inner.pre_tokenizer is None:
+        parts = json.loads(tokenizer.json)
+        model, of_bytes = parts["model"], '"ByteLevel"' in json.dumps(parts["pre_tokenizer"])
+        plain = of_bytes and is_plain_bpe(parts) and BYTES.keys() <= model["vocab"].keys()
+        if not plain or not model["merges"]:
             raise SettingError(
-                "data.format.bpe_dropout: the tokenizer has no merges of bytes to leave out; use "
-                "tokenizer=bpe or superbpe"
+                "data.format.bpe_dropout: it needs a byte-level BPE that has merges, changes "
+                "nothing of a text, and has no added tokens in it; use tokenizer=bpe or superbpe"
             )
-        self._split = inner.pre_tokenizer
+        self._split = tokenizers.Tokenizer.from_str(tokenizer.json).pre_tokenizer
         self._vocabulary: dict[str, int] = model["vocab"]
         self._ranks = {(a, b): rank for rank, (a, b) in enumerate(model["merges"])}
 

@@ -23,7 +23,7 @@ Encode = Callable[[str], list[int]]
 def fast_encoder(inner: tokenizers.Tokenizer) -> Encode | None:
     """Text to ids as `inner` encodes it without special tokens; None if only `inner` can."""
     parts = json.loads(inner.to_str())
-    if not _is_plain_bpe(parts):
+    if not is_plain_bpe(parts):
         return None
     vocabulary, merges = parts["model"]["vocab"], parts["model"]["merges"]
     if not merges:
@@ -32,15 +32,19 @@ def fast_encoder(inner: tokenizers.Tokenizer) -> Encode | None:
         return (lambda text: list(text.encode())) if in_order else None
     pattern = _pattern(parts["pre_tokenizer"])
     merged = [vocabulary["".join(pair)] for pair in merges]
-    if pattern is None or merged != sorted(set(merged)):
+    specials = {added["content"] for added in parts["added_tokens"]}
+    words = vocabulary.keys() - specials - BYTES.keys()
+    # tiktoken would also use a word of the vocabulary that no merge gives.
+    if pattern is None or merged != sorted(set(merged)) or len(words) != len(merged):
         return None
-    encode = _tiktoken(vocabulary, {added["content"] for added in parts["added_tokens"]}, pattern)
+    encode = _tiktoken(vocabulary, specials, pattern)
     if encode is None or encode(PROBE) != inner.encode(PROBE, add_special_tokens=False).ids:
         return None
     return encode if pattern in COVERING else _complete(encode, inner, vocabulary)
 
 
-def _is_plain_bpe(parts: dict[str, Any]) -> bool:
+def is_plain_bpe(parts: dict[str, Any]) -> bool:
+    """Whether words are merged from their characters as they are. parts: of a `tokenizer.json`."""
     model = parts["model"]
     odd = ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix")
     return (

@@ -1,4 +1,4 @@
-"""Encoding the middle of a text, and text that is not valid Unicode."""
+"""Encoding the middle of a text, and names of special tokens as letters."""
 
 from __future__ import annotations
 
@@ -6,15 +6,6 @@ import json
 from typing import Any
 
 LEADING = r"\A +"  # the expression for spaces before a text, where a tokenizer removes them
-
-
-def valid(text: str) -> str:
-    """Without the halves of surrogate pairs that JSON may contain and no encoding can write."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
 
 
 def without_prefix(written: str) -> str | None:

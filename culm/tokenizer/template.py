@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from culm.config import SettingError
-from culm.source.record import ReadKeys, fields_of
+from culm.source.record import ReadKeys, fields_of, valid
 from culm.tokenizer.offsets import any_of
-from culm.tokenizer.parts import valid
 from culm.tokenizer.sandbox import compiled
 
 Message = Mapping[str, Any]  # role and content; other keys are for the template

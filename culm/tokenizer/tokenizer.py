@@ -16,6 +16,7 @@ import tokenizers
 from culm.config import SettingError
 from culm.files import write_json
 from culm.source.pieces import PIECE, pieces
+from culm.source.record import valid
 from culm.tokenizer.alphabet import spellings
 from culm.tokenizer.chat import (
     ARGUMENTS,
@@ -31,7 +32,7 @@ from culm.tokenizer.fast import Encode, fast_encoder
 from culm.tokenizer.folder import read_parts, write_settings
 from culm.tokenizer.generation import GENERATION, suppressed_tokens
 from culm.tokenizer.offsets import OffsetEncoder
-from culm.tokenizer.parts import valid, without_prefix, without_specials
+from culm.tokenizer.parts import without_prefix, without_specials
 from culm.tokenizer.spacy_words import WORDS, word_encoder
 from culm.tokenizer.vectors import check_vectors, write_vectors
 

@@ -8,6 +8,7 @@ from family_models import FAMILIES, peer_of, saved
 from culm.config import SettingError, parse
 from culm.convert import gguf as ours
 from culm.convert import hf
+from culm.convert.gguf.families import FAMILIES as GGUF_FAMILIES
 from culm.model.transformer import TransformerConfig
 
 # What llama.cpp does not have, and the setting that is named.
@@ -40,6 +41,58 @@ def test_what_it_has_not_is_named(name, setting, tokenizer, tmp_path):
     with pytest.raises(SettingError, match=rf"^model\.attention\S*:?.*{setting}"):
         ours.export(model, tokenizer, tmp_path / "m.gguf", "f32")
     assert not (tmp_path / "m.gguf").exists()
+
+
+@pytest.mark.parametrize(("name", "layers"), [("gemma2", 46), ("gemma3", 62)])
+def test_the_largest_gemma_scales_by_its_width(name, layers):
+    """As in llama.cpp, which knows the model of 27B by its layers: no key of a file says so."""
+    for count, scale in ((layers, 16**-0.5), (layers - 1, 32**-0.5)):
+        assert only_needed(name, block_count=count).attentions[0].resolved(64).scale == scale
+
+
+def test_the_first_files_of_gemma_2_have_what_llama_cpp_has_in_its_code():
+    config = only_needed("gemma2", block_count=2)
+    assert [part.window for part in config.attentions] == [4096, None]
+    assert (config.attentions[0].softcap, config.softcap) == (50.0, 30.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "without"), [("Gemma 2", "model.softcap"), ("Gemma 2", "softcap"), ("Gemma 3", "+")]
+)
+def test_caps_that_llama_cpp_would_change_are_refused(name, without, tokenizer, tmp_path):
+    """It caps scores of Gemma 2 always, and never those of Gemma 3."""
+    given = read(name, tokenizer, tmp_path / "hf").config
+    if without == "model.softcap":
+        config = given.model_copy(update={"softcap": None})
+    else:
+        cap = {"softcap": 20.0 if without == "+" else None}
+        config = given.model_copy(
+            update={"attention": tuple(part.model_copy(update=cap) for part in given.attention)}
+        )
+    with pytest.raises(SettingError, match="softcap"):
+        ours.export(config.build(), tokenizer, tmp_path / "m.gguf", "f32")
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind"),
+    [({}, None), ({"type": "none"}, None), ({"factor": 4.0}, "linear"),
+     ({"type": "none", "factor": 4.0}, None), ({"type": "linear", "factor": 4.0}, "linear")],
+)  # fmt: skip
+def test_a_factor_without_a_type_is_linear(settings, kind):
+    given = {f"rope.scaling.{key}": value for key, value in settings.items()}
+    scaling = only_needed("llama", block_count=2, **given).attentions[0].rope.scaling
+    assert scaling is None if kind is None else (scaling.kind, scaling.factor) == (kind, 4.0)
+
+
+def only_needed(name, **settings):
+    """Our settings for a file with only the keys that llama.cpp needs, and these."""
+    family = next(one for one in GGUF_FAMILIES if one.name == name)
+    given = {
+        "vocabulary": 300, "tied": True, "embedding_length": 64, "context_length": 8192,
+        "attention.head_count": 4, "attention.head_count_kv": 2, "attention.key_length": 32,
+        "attention.layer_norm_rms_epsilon": 1e-6, "feed_forward_length": 96, **settings,
+    }  # fmt: skip
+    return family.config(given, "x.gguf")
 
 
 @pytest.mark.slow

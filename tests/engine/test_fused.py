@@ -120,6 +120,21 @@ def test_weights_that_change_in_place_are_read_again(shape):
 
 
 @here
+@pytest.mark.parametrize("shape", ["grouped", "as Gemma 2"])
+@torch.inference_mode()
+def test_activations_of_any_size_are_gated(shape):
+    """The cube in GELU's tanh makes 1e16 of 1e5."""
+    model = build(shape, "bf16")
+    for block in model.blocks:
+        block.mlp.gate.weight.data *= 1e5
+        block.mlp.up.weight.data /= 1e5
+    context = Context(torch.tensor([[0]]), cache=model.cache(1, 8).view(8))
+    plain = model(torch.tensor([[3]]), context)[0, 0]
+    fused = FusedDecoder(model, model.cache(1, 8))([3], [0])[0]
+    assert (fused - plain).norm() < 0.03 * plain.norm()
+
+
+@here
 @torch.inference_mode()
 def test_a_window_within_a_cache_that_does_not_roll():
     """Room for drafts makes a cache longer than its window, which still hides what is before."""

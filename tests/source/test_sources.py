@@ -208,6 +208,17 @@ def test_a_string_with_half_a_surrogate_pair_is_read(tmp_path, tokenizer):
     assert tokenizer.decode(tokenizer.encode(texts_of(path)[0])) == "a\ufffd"
 
 
+@pytest.mark.parametrize(("written", "read"), [
+    ('"a\\ud800"', "a\ufffd"), ('"\\uDC00b"', "\ufffdb"), ('["\\ud83d", {"k": "\\udfff"}]',
+    ["\ufffd", {"k": "\ufffd"}]), ('"\\ud83d\\ude42"', "\U0001f642"), (r'"\\ud800"', r"\ud800"),
+])  # fmt: skip
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_half_a_surrogate_pair_is_replaced_where_it_is_read(tmp_path, name, written, read):
+    """What computes a digest or the bytes of a text, as fill-in-the-middle does, would fail."""
+    path = write(tmp_path / name, f'{{"x": {written}}}\n')
+    assert [record["x"] for record in open_source(str(path))] == [read]
+
+
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n"
 
 

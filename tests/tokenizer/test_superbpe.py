@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -94,5 +95,21 @@ def test_dropout_is_bpe_at_0_and_bytes_at_1(bpe):
 
 
 def test_dropout_needs_merges():
-    with pytest.raises(SettingError, match="the tokenizer has no merges of bytes to leave out"):
+    with pytest.raises(
+        SettingError, match="bpe_dropout: it needs a byte-level BPE that has merges"
+    ):
         DropoutEncoder(Bytes().build())
+
+
+@pytest.mark.parametrize("change", ["normalizer", "added", "words"])
+def test_dropout_needs_a_tokenizer_that_reads_bytes_as_they_are(bpe, change):
+    """It would write ids that the tokenizer itself does not give, or none for a character."""
+    inner = tokenizers.Tokenizer.from_str(bpe.json)
+    if change == "normalizer":
+        inner.normalizer = tokenizers.normalizers.NFKC()
+    elif change == "added":
+        inner.add_tokens(["<think>"])
+    else:
+        inner.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    with pytest.raises(SettingError, match="bpe_dropout: it needs a byte-level BPE"):
+        DropoutEncoder(Tokenizer(inner))

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -51,6 +52,16 @@ def test_any_text_comes_back(tokenizer, text):
 def test_any_bytes_decode_as_python_decodes_them(data):
     tokenizer = Bytes().build()
     assert tokenizer.decode(list(data)) == data.decode("utf-8", "replace")
+
+
+def test_a_word_that_no_merge_gives_is_never_used(tokenizer):
+    """As in `tokenizers`; tiktoken would use it."""
+    parts = json.loads(tokenizer.json)
+    parts["model"]["vocab"]["zqzqz"] = tokenizer.vocabulary
+    inner = tokenizers.Tokenizer.from_str(json.dumps(parts))
+    expected = inner.encode("zqzqz", add_special_tokens=False).ids
+    assert len(expected) == 5
+    assert Tokenizer(inner, template=tokenizer.template).encode("zqzqz") == expected
 
 
 @given(assigned_text)

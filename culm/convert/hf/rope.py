@@ -83,13 +83,12 @@ def read_ropes(
     Files of transformers 4 contain one, whose scaling is only for that kind. local: the base of the
     other kinds there, if it differs.
     """
-    given = take_mapping(fields, kinds[0])
-    if any(kind in given for kind in kinds):
-        return [rope_of(_mapping(given.get(kind) or {}), context) for kind in kinds]
-    base = fields.take("rope_theta", 10_000.0)
-    others = {"rope_theta": base if local is None else local}
+    given, base = take_mapping(fields, kinds[0]), fields.take("rope_theta", 10_000.0)
+    if not any(kind in given for kind in kinds):
+        given = {kinds[0]: given}
+    bases = {kind: base if kind == kinds[0] or local is None else local for kind in kinds}
     return [
-        rope_of({"rope_theta": base, **given} if kind == kinds[0] else others, context)
+        rope_of({"rope_theta": bases[kind], **_mapping(given.get(kind) or {})}, context)
         for kind in kinds
     ]
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict, model_validator
 from pydantic_core import PydanticCustomError
 
-from culm.tokenizer.parts import valid
+from culm.source.record import valid
 
 MAX_DEPTH = 128  # of objects and lists; what follows them is recursive, such as chat templates
 

@@ -21,18 +21,20 @@ from culm.model.transformer import TransformerConfig
 
 
 def _read_gemma(
-    fields: Fields, every: int, local: float | None = None, **more: Any
+    fields: Fields, every: int, largest: int, window: int | None, local: float | None, **more: Any
 ) -> dict[str, Any]:
     """llama.cpp has in its code: scales, the pattern of windows, and the base of those with one.
 
-    local: that base, if it is another; more: settings of attention.
+    largest: the number of layers by which it knows the model of 27B, whose scale is by the width.
+    window: where the file has none. local: that base, if it is another. more: of attention.
     """
     values, rope = read_common(fields), read_rope(fields)
     values["norm"] |= {"centered": True}
     values["tied"] = True  # a separate head is not read
-    window = fields.take("attention.sliding_window", None)
-    softcap = fields.take("attn_logit_softcapping", None)
-    attention = values["attention"] | {"softcap": softcap, **more}
+    window = fields.take("attention.sliding_window", window)
+    attention = values["attention"] | more
+    if values["layers"] == largest:
+        attention["scale"] = (values["width"] // attention["heads"]) ** -0.5
     ropes = (rope, rope if local is None else {"base": local})
     windows = [window if (i + 1) % every else None for i in range(values["layers"])]
     return {
@@ -41,17 +43,21 @@ def _read_gemma(
         "mlp": {"kind": "geglu", "hidden": fields.take("feed_forward_length")},
         "residual": {"norm": "both"},
         "embedding_scale": values["width"] ** 0.5,
-        "softcap": fields.take("final_logit_softcapping", None),
     }
 
 
 def _read_gemma2(fields: Fields) -> dict[str, Any]:
-    return _read_gemma(fields, 2)
+    """The first files have neither window nor caps: llama.cpp has these in its code too."""
+    softcap = fields.take("attn_logit_softcapping", 50.0)
+    final = fields.take("final_logit_softcapping", 30.0)
+    return {**_read_gemma(fields, 2, 46, 4096, None, softcap=softcap), "softcap": final}
 
 
 def _read_gemma3(fields: Fields) -> dict[str, Any]:
+    fields.drop("attn_logit_softcapping")  # llama.cpp ignores it
     local = fields.take("rope.freq_base_swa", 10_000.0)
-    return _read_gemma(fields, 6, local, qk_norm="head")
+    final = fields.take("final_logit_softcapping", None)
+    return {**_read_gemma(fields, 6, 62, None, local, qk_norm="head"), "softcap": final}
 
 
 def _write_gemma2(config: TransformerConfig, family: str = "gemma2") -> dict[str, Any]:

@@ -101,9 +101,10 @@ def write_common(
 
 def read_rope(fields: Fields, llama3: bool = False) -> dict[str, Any]:
     """Values of our `Rope`. llama3: whether the family reads factors that are a tensor."""
-    kind = fields.take("rope.scaling.type", "none")
     rope: dict[str, Any] = {"base": fields.take("rope.freq_base", 10_000.0)}
     factor = fields.take("rope.scaling.factor", 1.0)
+    # In llama.cpp a factor without a type is linear.
+    kind = fields.take("rope.scaling.type", "none" if factor == 1.0 else "linear")
     original = fields.take("rope.scaling.original_context_length", None)
     if kind == "linear":
         rope["scaling"] = {"kind": "linear", "factor": factor}

@@ -105,7 +105,7 @@ def read(fields: Fields) -> dict[str, Any]:
         "kind": "mla",
         "heads": fields.take("num_attention_heads"),
         "rank": fields.take("kv_lora_rank"),
-        "query_rank": fields.take("q_lora_rank", None),
+        "query_rank": fields.take("q_lora_rank"),
         "head_dim": plain,
         "rope_dim": rotated,
         "value_dim": fields.take("v_head_dim"),
@@ -118,15 +118,15 @@ def read(fields: Fields) -> dict[str, Any]:
         "experts": fields.take("n_routed_experts"),
         "top_k": fields.take("num_experts_per_tok"),
         "hidden": fields.take("moe_intermediate_size"),
-        "shared": fields.take("n_shared_experts", 0),
+        "shared": fields.take("n_shared_experts"),
         "scores": "sigmoid",
         "normalize": fields.take("norm_topk_prob", True),
-        "scale": fields.take("routed_scaling_factor", 1.0),
-        "groups": fields.take("n_group", None) or 1,
-        "top_k_groups": fields.take("topk_group", None) or 1,
+        "scale": fields.take("routed_scaling_factor"),
+        "groups": fields.take("n_group") or 1,
+        "top_k_groups": fields.take("topk_group") or 1,
         "selection_bias": True,
     }
-    dense, layers = fields.take("first_k_dense_replace", 0), values["layers"]
+    dense, layers = fields.take("first_k_dense_replace"), values["layers"]
     mlps = [values["mlp"] if layer < dense else moe for layer in range(layers)]
     return {**values, "attention": attention, "mlp": mlps}
 
@@ -187,4 +187,12 @@ DEEPSEEK_V3 = Family(
     "DeepseekV3ForCausalLM",
     "DeepseekV3ForSequenceClassification",
     mtp_layers=True,
-)
+    defaults={
+        "q_lora_rank": 1536,
+        "n_shared_experts": 1,
+        "first_k_dense_replace": 3,
+        "n_group": 8,
+        "topk_group": 4,
+        "routed_scaling_factor": 2.5,
+    },
+)  # fmt: skip

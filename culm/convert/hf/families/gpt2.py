@@ -55,7 +55,7 @@ def read(fields: Fields) -> dict[str, Any]:
             "bias": True,
         },
         "norm": {"kind": "layer", "eps": fields.take("layer_norm_epsilon", 1e-5)},
-        "residual": {"dropout": fields.take("resid_pdrop", 0.0)},
+        "residual": {"dropout": fields.take("resid_pdrop")},
         "learned_positions": True,
         "tied": fields.take("tie_word_embeddings", True),
     }
@@ -86,4 +86,5 @@ GPT2 = Family(
     "GPT2LMHeadModel",
     "GPT2ForSequenceClassification",
     root="transformer.",
+    defaults={"resid_pdrop": 0.1},
 )

@@ -53,4 +53,7 @@ def write3(config: TransformerConfig) -> dict[str, Any]:
 
 
 QWEN2 = Family("qwen2", read2, write2, names, "Qwen2ForCausalLM", "Qwen2ForSequenceClassification")
-QWEN3 = Family("qwen3", read3, write3, names, "Qwen3ForCausalLM", "Qwen3ForSequenceClassification")
+QWEN3 = Family(
+    "qwen3", read3, write3, names, "Qwen3ForCausalLM", "Qwen3ForSequenceClassification",
+    defaults={"head_dim": 128},
+)  # fmt: skip

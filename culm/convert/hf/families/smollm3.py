@@ -50,5 +50,6 @@ def write(config: TransformerConfig) -> dict[str, Any]:
 
 
 SMOLLM3 = Family(
-    "smollm3", read, write, names, "SmolLM3ForCausalLM", "SmolLM3ForSequenceClassification"
-)
+    "smollm3", read, write, names, "SmolLM3ForCausalLM", "SmolLM3ForSequenceClassification",
+    defaults={"num_key_value_heads": 4, "rope_theta": 2e6},
+)  # fmt: skip
