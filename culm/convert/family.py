@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from culm.config import SettingError, parse
@@ -73,6 +73,8 @@ class Family:
     mtp_layers: its files may contain layers after the last one, for multi-token prediction, which
         are skipped.
     own_head: its files contain the head even if it is tied to the embedding.
+    defaults: what the other library takes for settings that a file lacks, where that differs from
+        what `read` takes.
     """
 
     name: str
@@ -84,6 +86,7 @@ class Family:
     root: str = "model."
     mtp_layers: bool = False
     own_head: bool = False
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
     def tensor_rules(self, config: TransformerConfig) -> list[TensorRule]:
         """The names of the tensors of a resolved config, whichever head it has."""
@@ -102,7 +105,7 @@ class Family:
         Raises:
             SettingError: a setting is missing, or not understood.
         """
-        fields = Fields(given)
+        fields = Fields({**self.defaults, **given})
         try:
             values = self.read(fields)
             fields.end()

@@ -84,12 +84,12 @@ def read_ropes(
     other kinds there, if it differs.
     """
     given = take_mapping(fields, kinds[0])
-    if any(kind in given for kind in kinds):
-        return [rope_of(_mapping(given.get(kind) or {}), context) for kind in kinds]
+    if not any(kind in given for kind in kinds):
+        given = {kinds[0]: given}
     base = fields.take("rope_theta", 10_000.0)
-    others = {"rope_theta": base if local is None else local}
+    bases = {kinds[0]: base, **dict.fromkeys(kinds[1:], base if local is None else local)}
     return [
-        rope_of({"rope_theta": base, **given} if kind == kinds[0] else others, context)
+        rope_of({"rope_theta": bases[kind], **_mapping(given.get(kind) or {})}, context)
         for kind in kinds
     ]
 

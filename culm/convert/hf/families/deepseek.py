@@ -187,4 +187,12 @@ DEEPSEEK_V3 = Family(
     "DeepseekV3ForCausalLM",
     "DeepseekV3ForSequenceClassification",
     mtp_layers=True,
+    defaults={
+        "n_shared_experts": 1,
+        "routed_scaling_factor": 2.5,
+        "q_lora_rank": 1536,
+        "n_group": 8,
+        "topk_group": 4,
+        "first_k_dense_replace": 3,
+    },
 )

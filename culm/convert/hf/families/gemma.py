@@ -89,9 +89,27 @@ def write3(config: TransformerConfig) -> dict[str, Any]:
     return with_ropes(_write(config, "gemma3_text"), config)
 
 
+DEFAULTS = {
+    "head_dim": 256,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "num_key_value_heads": 4,
+    "sliding_window": 4096,
+}
 GEMMA2 = Family(
-    "gemma2", read2, write2, names, "Gemma2ForCausalLM", "Gemma2ForSequenceClassification"
+    "gemma2",
+    read2,
+    write2,
+    names,
+    "Gemma2ForCausalLM",
+    "Gemma2ForSequenceClassification",
+    defaults={**DEFAULTS, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
 )
 GEMMA3 = Family(
-    "gemma3_text", read3, write3, names, "Gemma3ForCausalLM", "Gemma3TextForSequenceClassification"
+    "gemma3_text",
+    read3,
+    write3,
+    names,
+    "Gemma3ForCausalLM",
+    "Gemma3TextForSequenceClassification",
+    defaults={**DEFAULTS, "rope_theta": 1_000_000.0},
 )

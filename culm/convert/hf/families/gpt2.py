@@ -86,4 +86,5 @@ GPT2 = Family(
     "GPT2LMHeadModel",
     "GPT2ForSequenceClassification",
     root="transformer.",
+    defaults={"resid_pdrop": 0.1},
 )

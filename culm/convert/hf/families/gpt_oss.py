@@ -37,6 +37,15 @@ PLAIN = NAMES | {
 }
 
 
+# What transformers takes where a file has no scaling.
+SCALING = {
+    "rope_type": "yarn",
+    "factor": 32.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "truncate": False,
+    "original_max_position_embeddings": 4096,
+}
 # The sixteen numbers of four bits with two bits of exponent (OCP Microscaling 1.0).
 LEVELS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 
@@ -97,6 +106,8 @@ def read(fields: Fields) -> dict[str, Any]:
     packing = fields.take("quantization_config", None) or {"quant_method": "mxfp4"}
     if not isinstance(packing, dict) or packing.get("quant_method") != "mxfp4":
         raise SettingError(f"quantization_config: {packing!r} is not read here, only mxfp4")
+    if not fields.left.get("rope_parameters") and not fields.left.get("rope_scaling"):
+        fields.left["rope_scaling"] = SCALING
     values, bias = read_decoder(fields), fields.take("attention_bias", True)
     moe = {
         "kind": "moe",
@@ -129,5 +140,16 @@ def write(config: TransformerConfig) -> dict[str, Any]:
 
 
 GPT_OSS = Family(
-    "gpt_oss", read, write, names, "GptOssForCausalLM", "GptOssForSequenceClassification"
+    "gpt_oss",
+    read,
+    write,
+    names,
+    "GptOssForCausalLM",
+    "GptOssForSequenceClassification",
+    defaults={
+        "head_dim": 64,
+        "num_key_value_heads": 8,
+        "sliding_window": 128,
+        "rope_theta": 150_000.0,
+    },
 )

@@ -28,5 +28,11 @@ def write(config: TransformerConfig) -> dict[str, Any]:
 
 
 MISTRAL = Family(
-    "mistral", read, write, names, "MistralForCausalLM", "MistralForSequenceClassification"
+    "mistral",
+    read,
+    write,
+    names,
+    "MistralForCausalLM",
+    "MistralForSequenceClassification",
+    defaults={"num_key_value_heads": 8, "sliding_window": 4096},
 )

@@ -62,5 +62,11 @@ def write(config: TransformerConfig) -> dict[str, Any]:
 
 
 MIXTRAL = Family(
-    "mixtral", read, write, names, "MixtralForCausalLM", "MixtralForSequenceClassification"
+    "mixtral",
+    read,
+    write,
+    names,
+    "MixtralForCausalLM",
+    "MixtralForSequenceClassification",
+    defaults={"num_key_value_heads": 8, "rope_theta": 1_000_000.0},
 )

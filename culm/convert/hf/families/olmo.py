@@ -55,4 +55,12 @@ def write3(config: TransformerConfig) -> dict[str, Any]:
 
 
 OLMO2 = Family("olmo2", read, write, names, "Olmo2ForCausalLM", "Olmo2ForSequenceClassification")
-OLMO3 = Family("olmo3", read3, write3, names, "Olmo3ForCausalLM", "Olmo3ForSequenceClassification")
+OLMO3 = Family(
+    "olmo3",
+    read3,
+    write3,
+    names,
+    "Olmo3ForCausalLM",
+    "Olmo3ForSequenceClassification",
+    defaults={"sliding_window": 4096, "rope_theta": 500_000.0},
+)
