@@ -13,7 +13,7 @@ from culm.log import say
 from culm.source import Invalid
 from culm.source.record import LeftOut, Unreadable
 from culm.tokenizer.offsets import any_of
-from culm.tokenizer.template import MEANT
+from culm.tokenizer.template import KNOWN_ROLES, MEANT, WRITTEN
 
 DAMAGED = "files cannot be read, or not to their end, and are left out from there"
 UNREADABLE = "records cannot be read and are left out"
@@ -63,6 +63,16 @@ class Notes:
             if isinstance(content, Dialogue):
                 self.counts.update([UNASKED] * _begins_with_answer(content))
                 self.counts.update([SILENT] * any(map(_is_empty_answer, content.messages)))
+                self.counts.update(
+                    f"messages have the role {role!r}, which is read and not learned"
+                    for message in content.messages
+                    if (role := message.get("role")) not in KNOWN_ROLES
+                )
+                self.counts.update(
+                    f"dialogues contain {name} as text, and not as the special token"
+                    for name in set(self._specials.findall(_said(content)))
+                    if not WRITTEN.fullmatch(name)
+                )
             else:
                 self.counts.update(
                     f"documents contain {name} as text; data.separator={name!r} would divide them "
@@ -74,6 +84,12 @@ class Notes:
 def remarks_of(counts: Mapping[str, int]) -> list[str]:
     """A sentence for each count of a phrase."""
     return [f"{count:,} {phrase}." for phrase, count in counts.items()]
+
+
+def _said(dialogue: Dialogue) -> str:
+    """The contents that are plain text, one after the other."""
+    contents = (message.get("content") for message in dialogue.messages)
+    return "\n".join(one for one in contents if isinstance(one, str))
 
 
 def _is_empty_answer(message: Mapping[str, Any]) -> bool:

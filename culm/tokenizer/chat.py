@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from culm.config import SettingError
 from culm.tokenizer.offsets import OffsetEncoder, Tokens
-from culm.tokenizer.template import ChatTemplate, Guarded, Message
+from culm.tokenizer.template import ChatTemplate, Guarded, Message, keys_of_parts
 from culm.tokenizer.weights import is_learned, without_weights
 from culm.tools.text import CLOSE, OPEN
 
@@ -152,7 +152,8 @@ class Chat:
         for index, start in starts.items():
             first, last = self._span(given, text, tokens, index, start)
             learned[first:last] = [True] * (last - first)
-        return EncodedDialogue(tokens.ids, learned, rendered.unread)
+        parts = {f"content[].{key}" for one in messages for key in keys_of_parts(one)}
+        return EncodedDialogue(tokens.ids, learned, rendered.unread | parts)
 
     @cached_property
     def _next_mark(self) -> str:

@@ -51,10 +51,12 @@ def test_absent_settings_are_those_of_transformers(name: str, tmp_path: Path) ->
         for given in (left, {**left, key: None}):
             path.write_text(json.dumps(given))
             try:
-                theirs = transformers.AutoConfig.from_pretrained(tmp_path).to_dict()
                 ours = resolved(given, path)
-            except Exception as error:  # one of both refuses it; transformers has many errors
-                assert not isinstance(error, AttributeError | AssertionError), error
+            except SettingError:
+                continue
+            try:
+                theirs = transformers.AutoConfig.from_pretrained(tmp_path).to_dict()
+            except Exception:  # it has no common error
                 continue
             assert ours == resolved({**theirs, "model_type": name}, path), key
             read += 1
