@@ -246,6 +246,15 @@ def _with_reasoning(message: Message) -> Message:
     return {"thinking": reasoning, **message, "reasoning_content": reasoning}
 
 
+def reasoning_of(message: Message) -> str:
+    """The reasoning of an answer: in a key of its own, or between marks in its content."""
+    given = next((message[key] for key in REASONING if message.get(key) is not None), None)
+    if given is None:
+        before, mark, _ = str(message.get("content") or "").partition("</think>")
+        given = before.partition("<think>")[2] if mark else ""
+    return str(given).strip()
+
+
 def _unread(message: ReadKeys) -> set[str]:
     """Keys that the template did not read, unless it read the same reasoning by another name."""
     values = fields_of(message)

@@ -114,6 +114,28 @@ def test_unusual_messages_are_counted(tmp_path: Path, tokenizer: Tokenizer) -> N
     }
 
 
+def test_reasoning_that_a_template_leaves_out_is_counted(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    template = """\
+{%- for m in messages -%}{{- '<|' ~ m.role ~ '|>' -}}
+{%- if m.reasoning_content and loop.last -%}{{- '<think>' ~ m.reasoning_content ~ '</think>' -}}
+{%- endif -%}{{- (m.content if loop.last else m.content.split('</think>')[-1]) ~ '<|end|>' -}}
+{%- endfor -%}{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}"""
+    other = Tokenizer(tokenizers.Tokenizer.from_str(tokenizer.json), {}, template)
+    forms = [{**A, "reasoning_content": "Hm"}, {**A, "content": "<think>Hm</think>Yes"}]
+    phrase = "dialogues have answers whose reasoning the chat template leaves out"
+    for answer in forms:
+        for turns, lost in (([U, answer], False), ([U, answer, U, answer], True)):
+            encoded = other.chat.encode(turns)
+            assert [one.startswith(phrase) for one in encoded.remarks] == [True] * lost
+            assert not other.chat.encode(turns, "last").remarks
+    (tmp_path / "x.jsonl").write_text(json.dumps({"messages": turns}))
+    source = open_source(tmp_path / "x.jsonl")
+    manifest = prepare(source, ChatFormat(), other, tmp_path / "out", held_out=0)
+    assert list(manifest.notes.values()) == [1]
+
+
 def test_parts_of_a_content(prepared: Any) -> None:
     def with_parts(*parts: dict[str, Any]) -> dict[str, Any]:
         return {"messages": [U, {"role": "assistant", "content": list(parts)}]}
