@@ -216,7 +216,7 @@ def test_reasoning_by_any_of_its_names(inner: tokenizers.Tokenizer, name: str, k
     for thought in ("2 and 2", ""):
         messages = [U1, {**A1, key: thought}]
         wanted = theirs.apply_chat_template(messages, return_dict=False)
-        ids, _, unread = ours.chat.encode(messages)
+        ids, _, unread, _ = ours.chat.encode(messages)
         assert ids == wanted
         assert not unread
         assert "2 and 2" in ours.decode(ids) or not thought
