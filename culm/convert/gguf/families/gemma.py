@@ -86,7 +86,13 @@ def _gemma_names(config: TransformerConfig) -> list[TensorRule]:
     ]
 
 
+# What llama.cpp takes for keys that a file lacks, as the first files of Gemma 2 do.
+GEMMA2 = {
+    "attention.sliding_window": 4096,
+    "attn_logit_softcapping": 50.0,
+    "final_logit_softcapping": 30.0,
+}
 GEMMA = (
-    Family("gemma2", _read_gemma2, _write_gemma2, _gemma_names),
+    Family("gemma2", _read_gemma2, _write_gemma2, _gemma_names, defaults=GEMMA2),
     Family("gemma3", _read_gemma3, _write_gemma3, _gemma_names),
 )

@@ -101,7 +101,9 @@ def write_common(
 
 def read_rope(fields: Fields, llama3: bool = False) -> dict[str, Any]:
     """Values of our `Rope`. llama3: whether the family reads factors that are a tensor."""
-    kind = fields.take("rope.scaling.type", "none")
+    # llama.cpp takes a factor without a kind for a linear one.
+    given = fields.left.get("rope.scaling.factor") is not None
+    kind = fields.take("rope.scaling.type", "linear" if given else "none")
     rope: dict[str, Any] = {"base": fields.take("rope.freq_base", 10_000.0)}
     factor = fields.take("rope.scaling.factor", 1.0)
     original = fields.take("rope.scaling.original_context_length", None)
