@@ -12,6 +12,7 @@ from culm.data.example import Content, Dialogue
 from culm.log import say
 from culm.source import Invalid
 from culm.source.record import LeftOut, Unreadable
+from culm.source.source import strings_in
 from culm.tokenizer.offsets import any_of
 from culm.tokenizer.template import KNOWN_ROLES, MEANT, WRITTEN
 
@@ -70,7 +71,7 @@ class Notes:
                 )
                 self.counts.update(
                     f"dialogues contain {name} as text, and not as the special token"
-                    for name in set(self._specials.findall(_said(content)))
+                    for name in set(self._specials.findall("\n".join(strings_in(content.messages))))
                     if not WRITTEN.fullmatch(name)
                 )
             else:
@@ -84,12 +85,6 @@ class Notes:
 def remarks_of(counts: Mapping[str, int]) -> list[str]:
     """A sentence for each count of a phrase."""
     return [f"{count:,} {phrase}." for phrase, count in counts.items()]
-
-
-def _said(dialogue: Dialogue) -> str:
-    """The contents that are plain text, one after the other."""
-    contents = (message.get("content") for message in dialogue.messages)
-    return "\n".join(one for one in contents if isinstance(one, str))
 
 
 def _is_empty_answer(message: Mapping[str, Any]) -> bool:

@@ -100,7 +100,7 @@ def test_calls_of_sharegpt_are_learned(prepared: Any) -> None:
 
 
 def test_unusual_messages_are_counted(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    said = [{"role": "critic", "content": "Hm <|endoftext|>"}, U, A]
+    said = [{"role": "critic", "content": [{"type": "text", "text": "Hm <|endoftext|>"}]}, U, A]
     text = json.dumps({"messages": said})
     (tmp_path / "x.jsonl").write_text(text)
     template = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
