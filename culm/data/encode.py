@@ -65,6 +65,7 @@ def _document(
     counts: Counter[str],
 ) -> Document:
     counts.update(not_used("messages", example.unread, "the chat template does not use"))
+    counts.update(example.remarks)
     tokens = np.array(example.tokens, dtype=np.uint32)
     learned = np.array(example.learned, dtype=bool)
     hard = tuple(np.array([number]) for number in difficulty)

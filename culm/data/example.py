@@ -39,12 +39,14 @@ def bytes_of(content: Content) -> int:
 class Example:
     """One document: its token ids, and which of them are learned.
 
-    unread: keys of its messages that the chat template does not use.
+    unread: keys of its messages that the chat template does not use. remarks: what else the
+    template lost, as phrases to count.
     """
 
     tokens: list[int]
     learned: list[bool]
     unread: frozenset[str] = frozenset()
+    remarks: frozenset[str] = frozenset()
 
     def until_its_end(self) -> Example:
         """Without what follows the last learned token, as many templates write a line break there.

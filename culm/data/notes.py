@@ -12,8 +12,9 @@ from culm.data.example import Content, Dialogue
 from culm.log import say
 from culm.source import Invalid
 from culm.source.record import LeftOut, Unreadable
+from culm.source.source import strings_in
 from culm.tokenizer.offsets import any_of
-from culm.tokenizer.template import MEANT
+from culm.tokenizer.template import KNOWN_ROLES, MEANT, WRITTEN
 
 DAMAGED = "files cannot be read, or not to their end, and are left out from there"
 UNREADABLE = "records cannot be read and are left out"
@@ -63,6 +64,16 @@ class Notes:
             if isinstance(content, Dialogue):
                 self.counts.update([UNASKED] * _begins_with_answer(content))
                 self.counts.update([SILENT] * any(map(_is_empty_answer, content.messages)))
+                self.counts.update(
+                    f"messages have the role {role!r}, which is read and not learned"
+                    for message in content.messages
+                    if (role := message.get("role")) not in KNOWN_ROLES
+                )
+                self.counts.update(
+                    f"dialogues contain {name} as text, and not as the special token"
+                    for name in set(self._specials.findall("\n".join(strings_in(content.messages))))
+                    if not WRITTEN.fullmatch(name)
+                )
             else:
                 self.counts.update(
                     f"documents contain {name} as text; data.separator={name!r} would divide them "

@@ -9,7 +9,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +39,14 @@ AS_LARGE = frozenset(("text", "json", "table"))  # kinds whose text is about as 
 
 @dataclass(frozen=True)
 class Files:
-    """Records of files, in the order given. skipped: files of the folder of other kinds."""
+    """Records of files, in the order given. skipped: files of the folder of other kinds. links: how
+    many in it lead to a folder or to nothing; they are not followed."""
 
     name: str
     paths: Sequence[File]
     reading: Reading
     skipped: tuple[File, ...] = ()
+    links: int = 0
 
     @property
     def size(self) -> int | None:
@@ -62,6 +64,10 @@ class Files:
             found[phrase] = len(self.skipped)
         if empty := sum(size_of(file) == 0 for file in self.paths):
             found[f"files in {self.name} are empty"] = empty
+        if self.links:
+            found[f"links in {self.name} lead to a folder or to nothing and are not followed"] = (
+                self.links
+            )
         return found
 
     @property
@@ -226,7 +232,10 @@ def open_source(
     if found.is_file():
         return Files(name, [found], reading)
     if found.is_dir():
-        return _folder(name, sorted(_files(found)), reading, setting)
+        paths = sorted(_paths(found))
+        files = [path for path in paths if path.is_file()]
+        links = sum(path.is_symlink() and not path.is_file() for path in paths)
+        return replace(_folder(name, files, reading, setting), links=links)
     if name == "stdlib":
         return Files("the Python standard library", stdlib.files(), Reading(invalid="replace"))
     if hub.ID.fullmatch(name) and kind_of(found) is None and not is_local(name):
@@ -236,6 +245,14 @@ def open_source(
 
 def _folder(name: str, paths: Sequence[File], reading: Reading, setting: str) -> Files:
     """The files of a folder that are of a known kind."""
+    if {"state.json", "dataset_dict.json"} & {path.name for path in paths} and any(
+        suffix_of(path) == ".arrow" for path in paths
+    ):
+        raise SettingError(
+            f"{setting}: {name}: a dataset that save_to_disk of the datasets library wrote, as "
+            f".arrow; save one of its splits as Parquet, in Python: datasets.load_from_disk("
+            f"{name!r}).to_parquet('data.parquet')"
+        )
     files = [path for path in paths if is_read(path)]
     if not files:
         seen = ", ".join(sorted({suffix_of(path) or path.name for path in paths})[:SHOWN])
@@ -253,12 +270,12 @@ def _not_ours(files: Sequence[Remote]) -> list[Remote]:
     return [file for file in files if not file.url.startswith(tuple(ours))]
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    """Files below a folder, without hidden files and folders of Culm."""
+def _paths(folder: Path) -> Iterator[Path]:
+    """Files and links below a folder, without hidden files and folders of Culm."""
     for root, folders, names in os.walk(folder):
         for name in list(folders):
             path = Path(root, name)
             if name.startswith(".") or any((path / mark).is_file() for mark in OUR_MARKS):
                 folders.remove(name)
-        paths = (Path(root, name) for name in names if not name.startswith("."))
-        yield from (path for path in paths if path.is_file())
+        yield from (Path(root, name) for name in names if not name.startswith("."))
+        yield from (Path(root, name) for name in folders if Path(root, name).is_symlink())

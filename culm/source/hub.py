@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from culm.config import SettingError
-from culm.source.record import Record
+from culm.source.record import Record, without_absent
 from culm.source.remote import File, Unreachable
 
 ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?(:[\w.-]+){0,2}")
@@ -84,7 +84,8 @@ class Hub:
                 streaming=True,
             )  # fmt: skip
             for number, row in enumerate(rows, start=1):
-                yield Record(row, f"{self.name}: record {number}")
+                values = {name: without_absent(value) for name, value in row.items()}
+                yield Record(values, f"{self.name}: record {number}")
         except (OSError, ValueError) as error:  # what datasets and the hub raise derives from these
             why = (str(error).strip() or type(error).__name__).splitlines()[0]
             lost = config.HF_HUB_OFFLINE or isinstance(error, ConnectionError)

@@ -8,7 +8,7 @@ from itertools import chain
 from culm.config import SettingError
 from culm.source.compressed import opened, refuse_compressed, refuse_pointer, unreadable
 from culm.source.reading import Reading
-from culm.source.record import Record, Unreadable
+from culm.source.record import Record, Unreadable, without_absent
 from culm.source.remote import File
 
 MAGIC = b"PAR1"  # the first bytes of every file
@@ -31,7 +31,8 @@ def records(path: File, reading: Reading) -> Iterator[Record]:
             batches = file.iter_batches(batch_size=ROWS)
             rows = chain.from_iterable(batch.to_pylist() for batch in batches)
             for number, row in enumerate(rows, start=1):
-                yield Record(row, f"{path}: row {number}")
+                values = {name: without_absent(value) for name, value in row.items()}
+                yield Record(values, f"{path}: row {number}")
     except OSError as error:
         raise unreadable(path, error) from None
     except ArrowException as error:

@@ -90,6 +90,18 @@ def fields_of(record: dict[str, Any]) -> dict[str, Any]:
     return {key: dict.__getitem__(record, key) for key in dict.keys(record)}
 
 
+def without_absent(value: Any) -> Any:
+    """A value of an Arrow table without the fields that only other rows have.
+
+    Such a table gives each object the fields of all objects in its column, null where a row has
+    none: a call of one tool would get the arguments of all the others.
+    """
+    if isinstance(value, dict):
+        return {key: without_absent(one) for key, one in value.items() if one is not None}
+    nested = isinstance(value, list) and any(isinstance(one, dict | list) for one in value)
+    return [without_absent(one) for one in value] if nested else value
+
+
 def as_record(given: dict[str, Any], place: str) -> Record:
     """A record of any source. place: of one that does not know it."""
     return given if isinstance(given, Record) else Record(given, place)

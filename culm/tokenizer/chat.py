@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from culm.config import SettingError
 from culm.tokenizer.offsets import OffsetEncoder, Tokens
-from culm.tokenizer.template import ChatTemplate, Guarded, Message
+from culm.tokenizer.template import ChatTemplate, Guarded, Message, keys_of_parts, reasoning_of
 from culm.tokenizer.weights import is_learned, without_weights
 from culm.tools.text import CLOSE, OPEN
 
@@ -50,6 +50,10 @@ TEMPLATE = """\
 """.replace("CALLED", CLOSE).replace("CALL", OPEN)
 LAST = "; set data.format.turns=last to learn the last answer only"
 REWRITE = "; if it writes a system message in prompts only, put that text into the first question"
+WITHOUT_REASONING = (
+    "dialogues have answers whose reasoning the chat template leaves out, so they are learned "
+    "without it; data.format.turns=last learns the last answer only"
+)
 ARGUMENTS = "chat_template_kwargs"  # of a tokenizer's settings: further variables of its template
 
 
@@ -66,11 +70,13 @@ class ChatTokenizer(Protocol):
 
 
 class EncodedDialogue(NamedTuple):
-    """ids of a dialogue; learned: which of them; unread: keys that the template did not use."""
+    """ids of a dialogue; learned: which of them; unread: keys that the template did not use;
+    remarks: what else is lost, as phrases that follow a count."""
 
     ids: list[int]
     learned: list[bool]
     unread: frozenset[str] = frozenset()
+    remarks: frozenset[str] = frozenset()
 
 
 class Chat:
@@ -148,11 +154,17 @@ class Chat:
         if said[-1] == len(messages) - 1 and not messages[-1].get("tool_calls"):
             text += self._next_mark
         tokens = self._tokens(given, text)
-        learned = [False] * len(tokens.ids)
+        learned, ends = [False] * len(tokens.ids), [*list(starts.values())[1:], len(text)]
+        lost = any(
+            reasoning_of(given.messages[index]) not in text[start:end]
+            for (index, start), end in zip(starts.items(), ends, strict=True)
+        )
         for index, start in starts.items():
             first, last = self._span(given, text, tokens, index, start)
             learned[first:last] = [True] * (last - first)
-        return EncodedDialogue(tokens.ids, learned, rendered.unread)
+        parts = {f"content[].{key}" for one in messages for key in keys_of_parts(one)}
+        remarks = frozenset([WITHOUT_REASONING] if lost else [])
+        return EncodedDialogue(tokens.ids, learned, rendered.unread | parts, remarks)
 
     @cached_property
     def _next_mark(self) -> str:

@@ -22,8 +22,10 @@ Message = Mapping[str, Any]  # role and content; other keys are for the template
 
 # Unicode has them for internal use: no text contains them, or `guard_of` chooses others.
 GUARDS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
+KNOWN_ROLES = ("system", "developer", "user", "assistant", "tool", "ipython")
 # An answer writes these itself, also where a tokenizer calls them special.
 WRITTEN = re.compile(r"</?(think|thinking|tool_call|tool_calls|tool_response|answer)>")
+TEXT = ("text", "input_text", "output_text")  # types of a part of a content
 REASONING = ("reasoning_content", "thinking", "reasoning")  # names for the same, in this order
 MEANT = ("tool_calls", "function_call", *REASONING)
 
@@ -174,16 +176,34 @@ class ChatTemplate:
 
 
 def content_of(message: Message) -> str:
-    """The text of a message, given as a string or as OpenAI's list of parts."""
+    """The text of a message, given as a string or as OpenAI's list of parts.
+
+    Raises:
+        ValueError: a part is no text.
+    """
     content = message.get("content")
     if content is None:
         return ""
     if isinstance(content, str):
         return content
     parts = content if isinstance(content, list) else [content]
-    if not all(isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in parts):
+    if not all(map(_is_text, parts)):
         raise ValueError("content: only text can be read")
     return "".join(part["text"] for part in parts)
+
+
+def _is_text(part: Any) -> bool:
+    if not isinstance(part, Mapping) or not isinstance(part.get("text"), str):
+        return False
+    return part.get("type") in (None, *TEXT)
+
+
+def keys_of_parts(message: Message) -> set[str]:
+    """Keys of the parts of a content that say more than its text."""
+    parts = message.get("content")
+    listed = parts if isinstance(parts, list) else [parts] if isinstance(parts, Mapping) else []
+    given = (part.items() for part in listed if isinstance(part, Mapping))
+    return {key for each in given for key, value in each if value is not None} - {"type", "text"}
 
 
 def _with_text(message: Message, index: int) -> dict[str, Any]:
@@ -223,6 +243,15 @@ def _with_reasoning(message: Message) -> Message:
     if (reasoning := next(given, None)) is None:
         return message
     return {"thinking": reasoning, **message, "reasoning_content": reasoning}
+
+
+def reasoning_of(message: Message) -> str:
+    """The reasoning of an answer: in a key of its own, or between marks in its content."""
+    given = next((message[key] for key in REASONING if message.get(key) is not None), None)
+    if given is None:
+        before, mark, _ = str(message.get("content") or "").partition("</think>")
+        given = before.partition("<think>")[2] if mark else ""
+    return str(given).strip()
 
 
 def _unread(message: ReadKeys) -> set[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from culm.tokenizer.template import Message
+from culm.tokenizer.template import Message, keys_of_parts
 
 # Keys of a message that say whether it is learned: OpenAI's, and those of other tools.
 WEIGHTS = (
@@ -24,6 +24,11 @@ def is_learned(message: Message, index: int) -> bool:
                 f"messages[{index}]: it is not clear what {key!r} says of the loss; write weight 0 "
                 "or 1 in its place"
             )
+    if parts := keys_of_parts(message) & {*WEIGHTS, MASKED, *UNCLEAR}:
+        raise ValueError(
+            f"messages[{index}].content: a part with {min(parts)!r} is not learned or masked by "
+            "itself; give the whole message a weight"
+        )
     given = {key: message[key] for key in (*WEIGHTS, MASKED) if message.get(key) is not None}
     for key, value in given.items():
         if value not in (0, 1) or isinstance(value, str):

@@ -9,7 +9,7 @@ from culm.config import SettingError, parse
 from culm.convert import gguf as ours
 from culm.convert import hf
 from culm.convert.gguf.families import FAMILIES as GGUF_FAMILIES
-from culm.model.transformer import TransformerConfig
+from culm.model.transformer import Transformer, TransformerConfig
 
 # What llama.cpp does not have, and the setting that is named.
 WITHOUT = {
@@ -134,3 +134,32 @@ def rounded(model):
     other = parse(TransformerConfig, values).build()
     other.load_state_dict(model.state_dict())
     return other.eval()
+
+
+GEMMA2 = ("attention.sliding_window", "attn_logit_softcapping", "final_logit_softcapping")
+
+
+def test_keys_that_a_file_lacks_have_the_values_of_llama_cpp(tokenizer, tmp_path):
+    """The first files of Gemma 2 have no soft caps and no window."""
+    known = {family.name: family for family in GGUF_FAMILIES}
+    model = read("Gemma 2", tokenizer, tmp_path / "hf").config.resolved()
+    given = known["gemma2"].write(model)
+    config = known["gemma2"].config({k: v for k, v in given.items() if k not in GEMMA2}, "x")
+    assert (config.softcap, config.attentions[0].softcap) == (30.0, 50.0)
+    assert [part.window for part in config.attentions[:2]] == [4096, None]
+    shape = {"vocabulary": 320, "width": 64, "layers": 2, "context": 64, "tied": False}
+    attention = {"kind": "gqa", "heads": 4}
+    plain = parse(TransformerConfig, {**shape, "attention": attention}).resolved()
+    line = known["llama"].write(plain)
+    for kind, scaled in (({}, True), ({"rope.scaling.type": "none"}, False)):
+        config = known["llama"].config({**line, **kind, "rope.scaling.factor": 4.0}, "x")
+        scaling = config.attentions[0].rope.scaling
+        assert (scaling is not None and scaling.factor == 4.0) == scaled
+
+
+def test_a_model_without_the_soft_caps_of_its_family_is_refused(tokenizer, tmp_path):
+    """A file cannot say so: llama.cpp would take those of Gemma 2."""
+    model = read("Gemma 2", tokenizer, tmp_path / "hf")
+    config = model.config.model_copy(update={"softcap": None})
+    with pytest.raises(SettingError, match=r"model\.softcap: no GGUF family has this"):
+        ours.export(Transformer(config), tokenizer, tmp_path / "m.gguf", "f32")

@@ -77,6 +77,104 @@ def test_calls_and_tools_are_written(prepared: Any) -> None:
         prepared([{**record, "tools": 3}], ChatFormat())
 
 
+def test_names_of_roles(prepared: Any) -> None:
+    for asked, answered in (("Human", "AI"), ("User", "Assistant"), ("human", "model")):
+        turns = [{"role": asked, "content": "Hi"}, {"role": answered, "content": "Yes"}]
+        _, [text] = prepared([{"messages": turns}], ChatFormat())
+        assert text == "<|user|>Hi<|end|><|assistant|>Yes<|end|>"
+
+
+def test_calls_of_sharegpt_are_learned(prepared: Any) -> None:
+    call = {"name": "weather", "arguments": {"town": "Rome"}}
+    for value in (json.dumps(call), json.dumps([call])):
+        turns = [("human", "Hi"), ("function_call", value), ("observation", "4"), ("gpt", "Yes")]
+        record = {"conversations": [{"from": role, "value": text} for role, text in turns]}
+        _, [text] = prepared([record], ChatFormat())
+        assert text == (
+            '<|user|>Hi<|end|><|assistant|><tool_call>{"name": "weather", "arguments": '
+            '{"town": "Rome"}}</tool_call><|end|><|tool|>4<|end|><|assistant|>Yes<|end|>'
+        )
+    record["conversations"][1]["value"] = "weather(Rome)"
+    with pytest.raises(SettingError, match="line 1: a message of the role 'function_call' is not"):
+        prepared([record], ChatFormat())
+
+
+def test_unusual_messages_are_counted(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    said = [{"role": "critic", "content": [{"type": "text", "text": "Hm <|endoftext|>"}]}, U, A]
+    text = json.dumps({"messages": said})
+    (tmp_path / "x.jsonl").write_text(text)
+    template = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
+    template += "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    other = Tokenizer(tokenizers.Tokenizer.from_str(tokenizer.json), {}, template)
+    source = open_source(tmp_path / "x.jsonl")
+    manifest = prepare(source, ChatFormat(), other, tmp_path / "out", held_out=0)
+    assert manifest.notes == {
+        "messages have the role 'critic', which is read and not learned": 1,
+        "dialogues contain <|endoftext|> as text, and not as the special token": 1,
+    }
+
+
+def test_reasoning_that_a_template_leaves_out_is_counted(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    template = """\
+{%- for m in messages -%}{{- '<|' ~ m.role ~ '|>' -}}
+{%- if m.reasoning_content and loop.last -%}{{- '<think>' ~ m.reasoning_content ~ '</think>' -}}
+{%- endif -%}{{- (m.content if loop.last else m.content.split('</think>')[-1]) ~ '<|end|>' -}}
+{%- endfor -%}{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}"""
+    other = Tokenizer(tokenizers.Tokenizer.from_str(tokenizer.json), {}, template)
+    forms = [{**A, "reasoning_content": "Hm"}, {**A, "content": "<think>Hm</think>Yes"}]
+    phrase = "dialogues have answers whose reasoning the chat template leaves out"
+    for answer in forms:
+        for turns, lost in (([U, answer], False), ([U, answer, U, answer], True)):
+            encoded = other.chat.encode(turns)
+            assert [one.startswith(phrase) for one in encoded.remarks] == [True] * lost
+            assert not other.chat.encode(turns, "last").remarks
+    (tmp_path / "x.jsonl").write_text(json.dumps({"messages": turns}))
+    source = open_source(tmp_path / "x.jsonl")
+    manifest = prepare(source, ChatFormat(), other, tmp_path / "out", held_out=0)
+    assert list(manifest.notes.values()) == [1]
+
+
+def test_parts_of_a_content(prepared: Any) -> None:
+    def with_parts(*parts: dict[str, Any]) -> dict[str, Any]:
+        return {"messages": [U, {"role": "assistant", "content": list(parts)}]}
+
+    plain, more = {"type": "text", "text": "Y"}, {"text": "es", "cache_control": {"type": "x"}}
+    manifest, [text] = prepared([with_parts(plain, more)], ChatFormat())
+    assert text == "<|user|>Hi<|end|><|assistant|>Yes<|end|>"
+    key = "messages have the key 'content[].cache_control', which the chat template does not use"
+    assert manifest.notes == {key: 1}
+    for kind in ("image", "thinking", "reasoning"):
+        with pytest.raises(SettingError, match="content: only text can be read"):
+            prepared([with_parts({"type": kind, "text": "", kind: "x"}, plain)], ChatFormat())
+    for key in ("weight", "train", "loss_mask"):
+        with pytest.raises(SettingError, match=rf"content: a part with '{key}' is not learned or"):
+            prepared([with_parts({**plain, key: 0}, more)], ChatFormat())
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_absent_fields_of_a_table_are_not_null(tmp_path: Path, kind: str) -> None:
+    """An object in a table has the fields of all objects in its column."""
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+
+    def record(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        call = {"function": {"name": name, "arguments": arguments}}
+        tool = {"name": name, "parameters": {key: {"type": "string"} for key in arguments}}
+        return {"messages": [U, {"role": "assistant", "tool_calls": [call]}], "tools": [tool]}
+
+    records, path = [record("weather", {"town": "Rome"}), record("sum", {"a": 1})], tmp_path / "x"
+    path = path.with_suffix(f".{kind}")
+    if kind == "parquet":
+        parquet.write_table(arrow.Table.from_pylist(records), path)
+    else:
+        path.write_text("\n".join(map(json.dumps, records)))
+    for wanted, read in zip(records, open_source(path), strict=True):
+        [dialogue] = ChatFormat().contents(read)
+        calls = dialogue.messages[1]["tool_calls"]
+        assert (calls, dialogue.tools) == (wanted["messages"][1]["tool_calls"], wanted["tools"])
+
+
 def test_keys_that_nothing_reads_are_counted(prepared: Any) -> None:
     turn = {**A, "tool_calls": [], "score": 3}
     lines = [{"messages": [U, turn], "source": "web", "n": n} for n in range(3)]

@@ -286,3 +286,32 @@ def test_a_library_that_is_missing_names_the_extra(name, library, monkeypatch, t
     (tmp_path / name).write_bytes(b"<mediawiki>")
     with pytest.raises(SettingError, match=rf"{name}: .* pip install 'culm\[files\]'"):
         list(open_source(tmp_path / name, invalid="skip"))
+
+
+def test_links_in_a_folder_are_counted(tmp_path):
+    folder, other = tmp_path / "books", tmp_path / "other"
+    other.mkdir()
+    (other / "b.jsonl").write_bytes(JSON)
+    (folder / "sub").mkdir(parents=True)
+    for name, target in (
+        ("a.jsonl", other / "b.jsonl"),
+        ("more", other),
+        ("sub/up", folder),
+        ("gone.jsonl", other / "none.jsonl"),
+        (".hidden", other),
+    ):
+        (folder / name).symlink_to(target)
+    source = open_source(folder)
+    assert [record["text"] for record in source] == ["one", "two"]
+    phrase = f"links in {folder} lead to a folder or to nothing and are not followed"
+    assert source.left_out == {phrase: 3}
+
+
+def test_a_saved_dataset_is_refused_with_a_remedy(tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "data-00000-of-00001.arrow").write_bytes(b"ARROW1")
+        (tmp_path / split / "state.json").write_text('{"text": "not a document"}')
+    with pytest.raises(SettingError, match=r"load_from_disk\(.*\)\.to_parquet"):
+        open_source(tmp_path)
+    assert len(list(open_source(tmp_path / "train" / "state.json"))) == 1

@@ -141,7 +141,7 @@ LEARNED = [
 @pytest.mark.parametrize(("name", "case", "wanted"), LEARNED)
 def test_what_is_learned(inner: tokenizers.Tokenizer, name: str, case: str, wanted: str) -> None:
     ours, _ = pair(inner, name)
-    ids, learned, _ = ours.chat.encode(DIALOGUES[case])
+    ids, learned, *_ = ours.chat.encode(DIALOGUES[case])
     kept = [id for id, one in zip(ids, learned, strict=True) if one]
     assert ours.decode(kept, specials=True) == wanted
 
@@ -158,7 +158,7 @@ def test_names_of_special_tokens_stay_letters(
     ours, theirs = pair(inner, name)
     messages = [{"role": "user", "content": f"Hello {evil}?"}, A1, {**U1, "content": evil}, A2]
     wanted = theirs.apply_chat_template(messages, sanitize_control_tokens=True, return_dict=False)
-    ids, learned, _ = ours.chat.encode(messages, turns="last")
+    ids, learned, *_ = ours.chat.encode(messages, turns="last")
     assert ids == wanted
     kept = [id for id, one in zip(ids, learned, strict=True) if one]
     assert (
@@ -189,7 +189,7 @@ def test_what_would_be_lost_is_refused(inner: tokenizers.Tokenizer) -> None:
 @pytest.mark.parametrize("key", ["weight", "train"])
 def test_an_answer_of_weight_0_is_not_learned(inner: tokenizers.Tokenizer, key: str) -> None:
     ours, _ = pair(inner, "phi")
-    ids, learned, unread = ours.chat.encode([U1, {**A1, key: 0}, U2, {**A2, key: True}])
+    ids, learned, unread, _ = ours.chat.encode([U1, {**A1, key: 0}, U2, {**A2, key: True}])
     kept = [id for id, one in zip(ids, learned, strict=True) if one]
     assert ours.decode(kept, specials=True) == "As ever<|end|>"
     assert not unread
@@ -216,7 +216,7 @@ def test_reasoning_by_any_of_its_names(inner: tokenizers.Tokenizer, name: str, k
     for thought in ("2 and 2", ""):
         messages = [U1, {**A1, key: thought}]
         wanted = theirs.apply_chat_template(messages, return_dict=False)
-        ids, _, unread = ours.chat.encode(messages)
+        ids, _, unread, _ = ours.chat.encode(messages)
         assert ids == wanted
         assert not unread
         assert "2 and 2" in ours.decode(ids) or not thought
@@ -239,7 +239,7 @@ def test_reasoning_that_two_names_give_differently_is_not_lost(
 @pytest.mark.parametrize("start", ["<think>", "<think>\n", "<think> "])
 def test_an_answer_that_begins_as_the_prompt_ends(inner: tokenizers.Tokenizer, start: str) -> None:
     ours, _ = pair(inner, "deepseek r1")
-    ids, learned, _ = ours.chat.encode([U1, {"role": "assistant", "content": start}])
+    ids, learned, *_ = ours.chat.encode([U1, {"role": "assistant", "content": start}])
     prompt = ours.chat.prompt([U1])
     assert ids[: len(prompt)] == prompt
     kept = [id for id, one in zip(ids, learned, strict=True) if one]
@@ -289,7 +289,7 @@ def test_variables_of_a_template(inner: tokenizers.Tokenizer, tmp_path: Path) ->
 
 def test_a_dialogue_may_begin_with_the_assistant(inner: tokenizers.Tokenizer) -> None:
     ours, _ = pair(inner, "phi")
-    ids, learned, _ = ours.chat.encode([A1, U1, A2])
+    ids, learned, *_ = ours.chat.encode([A1, U1, A2])
     kept = [id for id, one in zip(ids, learned, strict=True) if one]
     assert ours.decode(kept, specials=True) == "It is 4.<|end|>As ever<|end|>"
 
@@ -309,7 +309,7 @@ def test_reasoning_with_an_end_of_its_own_does_not_end_the_answer(
 ) -> None:
     ours, _ = pair(inner, "harmony")
     ours.stop_ids |= {inner.token_to_id("<|end|>")}
-    ids, learned, _ = ours.chat.encode([U1, {**A1, "thinking": why}])
+    ids, learned, *_ = ours.chat.encode([U1, {**A1, "thinking": why}])
     kept = [id for id, one in zip(ids, learned, strict=True) if one]
     assert ours.decode(kept, specials=True) == (
         f"<|channel|>analysis<|message|>{why}<|end|><|start|>assistant"

@@ -31,7 +31,7 @@ def test_the_end_of_a_template_becomes_a_stop(capsys):
     ours = with_turn_end(base, "base")
     assert (ours.stop_ids, ours.end_of_text, ours.end_of_turn) == ({256, 258}, 256, 258)
     assert "base: its chat template ends a turn with <|im_end|>" in capsys.readouterr().err
-    ids, learned, _ = ours.chat.encode(DIALOGUE)
+    ids, learned, *_ = ours.chat.encode(DIALOGUE)
     assert [id for id, wanted in zip(ids, learned, strict=True) if wanted] == [ord("4"), 258]
     assert with_turn_end(ours, "base") is ours
 
@@ -64,7 +64,7 @@ def test_the_mark_of_the_next_turn_ends_an_answer(stops, template, capsys):
     ours = with_turn_end(made(MARKS, template, stops), "base")
     assert ours.stop_ids == {*stops, 259}
     assert ("ends a turn with <|user|>" in capsys.readouterr().err) == (len(stops) == 1)
-    ids, learned, _ = ours.chat.encode([*DIALOGUE, *DIALOGUE])
+    ids, learned, *_ = ours.chat.encode([*DIALOGUE, *DIALOGUE])
     said = ours.decode([id for id, on in zip(ids, learned, strict=True) if on], specials=True)
     assert said.replace("\n", "") == "4<|user|>4<|user|>"
     assert ids[-1] in ours.stop_ids

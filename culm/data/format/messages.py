@@ -10,13 +10,14 @@ from typing import Any
 
 from culm.data.example import Dialogue
 from culm.source.record import LeftOut, kind_of_value, of_kind, shape_of
-from culm.tokenizer.template import content_of
+from culm.tokenizer.template import KNOWN_ROLES, content_of
 
 Message = dict[str, Any]
 
-# Role names of ShareGPT.
-ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant"}
-ROLES |= {"observation": "tool", "function": "tool"}
+# Other names of roles: ShareGPT's, and those of other sets.
+ROLES = {"human": "user", "observation": "tool", "function": "tool"}
+ROLES |= dict.fromkeys(("gpt", "chatgpt", "bot", "ai", "model"), "assistant")
+CALL = "function_call"  # a role of ShareGPT: the assistant calls a function
 DIALOGUES = ("messages", "conversations")  # fields that hold a dialogue
 ANSWERS = ("output", "completion", "response")
 HUMAN = re.compile(r"\n\n(Human|Assistant): ?")
@@ -35,7 +36,30 @@ def message_of(turn: Any) -> Message:
     role = turn["role"]
     if not isinstance(role, str):
         raise ValueError(f"the role of a message is {kind_of_value(role)}, not text")
-    return {**turn, "role": ROLES.get(role, role)}
+    name = role.strip().lower()
+    if name == CALL:
+        return _called(turn)
+    return {**turn, "role": name if name in KNOWN_ROLES else ROLES.get(name, role)}
+
+
+def _called(turn: Message) -> Message:
+    """A call, or several, that is written as JSON in the content, as a turn of the assistant.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    try:
+        calls = json.loads(turn["content"])
+        calls = calls if isinstance(calls, list) else [calls]
+        made = [{"name": call["name"], "arguments": call["arguments"]} for call in calls]
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(
+            f"a message of the role {CALL!r} is not a call in JSON, as "
+            '{"name": "weather", "arguments": {"town": "Rome"}}'
+        ) from None
+    rest = {key: value for key, value in turn.items() if key != "content"}
+    calls = [{"type": "function", "function": call} for call in made]
+    return {**rest, "role": "assistant", "tool_calls": calls}
 
 
 def question_of(record: dict[str, Any], prompt: str = "prompt") -> list[Message] | None:

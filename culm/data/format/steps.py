@@ -73,7 +73,7 @@ class StepsFormat(RecordFormat):
             learned = [False] * len(example.tokens)
             for place in self._ends(example, steps, tokenizer):
                 learned[place] = True
-            yield Example(example.tokens, learned, example.unread)
+            yield Example(example.tokens, learned, example.unread, example.remarks)
 
     def _steps(self, record: dict[str, Any]) -> list[str]:
         known = LISTS if self.steps is None else (self.steps,)

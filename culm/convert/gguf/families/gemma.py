@@ -21,17 +21,17 @@ from culm.model.transformer import TransformerConfig
 
 
 def _read_gemma(
-    fields: Fields, every: int, largest: int, window: int | None, local: float | None, **more: Any
+    fields: Fields, every: int, largest: int, local: float | None, **more: Any
 ) -> dict[str, Any]:
     """llama.cpp has in its code: scales, the pattern of windows, and the base of those with one.
 
     largest: the number of layers by which it knows the model of 27B, whose scale is by the width.
-    window: where the file has none. local: that base, if it is another. more: of attention.
+    local: that base, if it is another. more: of attention.
     """
     values, rope = read_common(fields), read_rope(fields)
     values["norm"] |= {"centered": True}
     values["tied"] = True  # a separate head is not read
-    window = fields.take("attention.sliding_window", window)
+    window = fields.take("attention.sliding_window", None)
     attention = values["attention"] | more
     if values["layers"] == largest:
         attention["scale"] = (values["width"] // attention["heads"]) ** -0.5
@@ -47,17 +47,16 @@ def _read_gemma(
 
 
 def _read_gemma2(fields: Fields) -> dict[str, Any]:
-    """The first files have neither window nor caps: llama.cpp has these in its code too."""
-    softcap = fields.take("attn_logit_softcapping", 50.0)
-    final = fields.take("final_logit_softcapping", 30.0)
-    return {**_read_gemma(fields, 2, 46, 4096, None, softcap=softcap), "softcap": final}
+    softcap = fields.take("attn_logit_softcapping", None)
+    final = fields.take("final_logit_softcapping", None)
+    return {**_read_gemma(fields, 2, 46, None, softcap=softcap), "softcap": final}
 
 
 def _read_gemma3(fields: Fields) -> dict[str, Any]:
     fields.drop("attn_logit_softcapping")  # llama.cpp ignores it
     local = fields.take("rope.freq_base_swa", 10_000.0)
     final = fields.take("final_logit_softcapping", None)
-    return {**_read_gemma(fields, 6, 62, None, local, qk_norm="head"), "softcap": final}
+    return {**_read_gemma(fields, 6, 62, local, qk_norm="head"), "softcap": final}
 
 
 def _write_gemma2(config: TransformerConfig, family: str = "gemma2") -> dict[str, Any]:
@@ -92,7 +91,13 @@ def _gemma_names(config: TransformerConfig) -> list[TensorRule]:
     ]
 
 
+# What llama.cpp takes for keys that a file lacks, as the first files of Gemma 2 do.
+GEMMA2 = {
+    "attention.sliding_window": 4096,
+    "attn_logit_softcapping": 50.0,
+    "final_logit_softcapping": 30.0,
+}
 GEMMA = (
-    Family("gemma2", _read_gemma2, _write_gemma2, _gemma_names),
+    Family("gemma2", _read_gemma2, _write_gemma2, _gemma_names, defaults=GEMMA2),
     Family("gemma3", _read_gemma3, _write_gemma3, _gemma_names),
 )

@@ -21,7 +21,7 @@ from culm.model.transformer import TransformerConfig
 
 def _read(fields: Fields, **attention: Any) -> dict[str, Any]:
     values = read_decoder(fields)
-    layers, full = values["layers"], fields.take("max_window_layers", values["layers"])
+    layers, full = values["layers"], fields.take("max_window_layers", 28)
     kinds = [SLIDING if layer >= full else FULL for layer in range(layers)]
     used = fields.take("use_sliding_window", False)
     windows = read_windows(fields, layers, used=used, default=kinds)
@@ -52,8 +52,12 @@ def write3(config: TransformerConfig) -> dict[str, Any]:
     return {**_write(config, "qwen3"), "attention_bias": config.attention[0].out_bias}
 
 
-QWEN2 = Family("qwen2", read2, write2, names, "Qwen2ForCausalLM", "Qwen2ForSequenceClassification")
+DEFAULTS = {"num_key_value_heads": 32, "sliding_window": 4096}
+QWEN2 = Family(
+    "qwen2", read2, write2, names, "Qwen2ForCausalLM", "Qwen2ForSequenceClassification",
+    defaults=DEFAULTS,
+)  # fmt: skip
 QWEN3 = Family(
     "qwen3", read3, write3, names, "Qwen3ForCausalLM", "Qwen3ForSequenceClassification",
-    defaults={"head_dim": 128},
+    defaults=DEFAULTS | {"head_dim": 128},
 )  # fmt: skip

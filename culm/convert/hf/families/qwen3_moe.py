@@ -68,5 +68,5 @@ def write(config: TransformerConfig) -> dict[str, Any]:
 
 QWEN3_MOE = Family(
     "qwen3_moe", read, write, names, "Qwen3MoeForCausalLM", "Qwen3MoeForSequenceClassification",
-    defaults={"num_key_value_heads": 4},
+    defaults={"num_key_value_heads": 4, "sliding_window": 4096},
 )  # fmt: skip

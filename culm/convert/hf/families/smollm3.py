@@ -6,6 +6,7 @@ from typing import Any
 
 from culm.convert.family import Family, Fields
 from culm.convert.hf.families.decoder import (
+    FULL,
     SLIDING,
     in_layers,
     names,
@@ -28,7 +29,8 @@ def read(fields: Fields) -> dict[str, Any]:
     rotated = fields.take("no_rope_layers", None) or [(i + 1) % every for i in range(layers)]
     used = fields.take("use_sliding_window", False)
     attention = {**read_attention(fields, values["context"]), "bias": bias, "out_bias": bias}
-    parts = in_layers(attention, read_windows(fields, layers, used=used))
+    kinds = [FULL if with_rope else SLIDING for with_rope in rotated]
+    parts = in_layers(attention, read_windows(fields, layers, used=used, default=kinds))
     for part, with_rope in zip(parts, rotated, strict=True):
         part["rope"] = part["rope"] if with_rope else None
     return {**values, "attention": parts}
