@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import threading
 import time
@@ -16,6 +15,7 @@ from http.client import HTTPException, HTTPResponse
 from typing import Any, TypeVar
 from urllib.error import HTTPError, URLError
 
+from culm.address import check_address
 from culm.config import SettingError, UnavailableError
 
 T = TypeVar("T")
@@ -81,7 +81,24 @@ class Endpoint:
         """
         messages = [{"role": "user", "content": prompt}]
         asked = {"temperature": 0, "max_tokens": max_tokens, "messages": messages}
-        return _text_of(self.post("chat/completions", asked))
+        return _text_of(self.chat(asked))
+
+    def chat(self, body: Mapping[str, Any]) -> bytes:
+        """The answer to a chat completion.
+
+        Some servers, such as vLLM, count the limit of a reply as if it were all used. Where that is
+        more than the context, it is asked without a limit: a reply ends where the context does.
+
+        Raises:
+            EndpointError: none came.
+        """
+        try:
+            return self.post("chat/completions", body)
+        except ContextExceeded:
+            if "max_tokens" not in body:
+                raise
+            unlimited = {key: value for key, value in body.items() if key != "max_tokens"}
+            return self.post("chat/completions", unlimited)
 
     def post(self, name: str, body: Mapping[str, Any]) -> bytes:
         """The answer to a request: `post("chat/completions", {"messages": [...]})`.
@@ -216,36 +233,6 @@ def endpoint_at(address: str, timeout: float, key: str | None) -> Endpoint:
         return endpoint if name else replace(endpoint, model=endpoint.names()[0])
     except (ValueError, EndpointError) as error:
         raise SettingError(f"model: {error}") from None
-
-
-def check_address(url: str, api_key: str | None) -> None:
-    """Refuse what is no address of an API, or no name of an environment variable.
-
-    Raises:
-        ValueError: neither message repeats the value, which may be a secret.
-    """
-    if not re.fullmatch(r"https?://[^/?#@\s]+(/[^?#\s]*)?", url):
-        raise ValueError(
-            "url: this is not http(s)://host:port/path, without a user, a key or a query"
-        )
-    if api_key is not None and not re.fullmatch("[A-Z][A-Z0-9_]*", api_key):
-        raise ValueError(
-            "api_key: give the name of an environment variable that holds the key, such as "
-            "JUDGE_API_KEY, and not the key"
-        )
-
-
-def key_of(variable: str, setting: str) -> str:
-    """The API key in an environment variable, which a setting names.
-
-    Raises:
-        SettingError: it holds none.
-    """
-    key = os.environ.get(variable, "").strip()
-    if not key or not key.isascii() or not key.isprintable():
-        what = "holds no key: it has other characters" if key else "is not set"
-        raise SettingError(f"{setting}: the environment variable {variable} {what}")
-    return key
 
 
 def ask_each(ask: Callable[[T], R], asked: Sequence[T], concurrent: int) -> list[R]:

@@ -43,9 +43,7 @@ class APIChat:
         while True:
             left = max(0.01, end - time.monotonic())
             try:
-                return replace(self.endpoint, timeout=left, retries=0).post(
-                    "chat/completions", asked
-                )
+                return replace(self.endpoint, timeout=left, retries=0).chat(asked)
             except EndpointError as error:
                 again = error.__cause__
                 after = again.after if isinstance(again, Transient) else None

@@ -55,7 +55,7 @@ class RemoteModel:
         text = option.context + option.continuation
         # One new token, which is then left out: some servers refuse to generate none.
         asked = {"prompt": text, "max_tokens": 1, "temperature": 0, "echo": True, "logprobs": 1}
-        (found,) = self._parsed("completions", asked, 1)
+        (found,) = self._parsed(self.endpoint.post("completions", asked), 1)
         try:
             given = found["logprobs"]
             logprobs, tops = given["token_logprobs"], given["top_logprobs"]
@@ -92,24 +92,18 @@ class RemoteModel:
             return [
                 Reply(_until(str(choice.get("text", "")), question.stops), _tokens(choice))
                 for choice in self._parsed(
-                    "completions", {**asked, "prompt": question.prompt}, how.samples
+                    self.endpoint.post("completions", {**asked, "prompt": question.prompt}),
+                    how.samples,
                 )
             ]
         asked["messages"] = question.messages
         if question.tools:
             asked["tools"] = list(question.tools)
-        try:
-            choices = self._parsed("chat/completions", asked, how.samples)
-        except ContextExceeded:
-            # Some servers, such as vLLM, count the limit of the reply as if it were all used.
-            # Without one, a reply ends where the context does, as it does in this process.
-            del asked["max_tokens"]
-            choices = self._parsed("chat/completions", asked, how.samples)
+        choices = self._parsed(self.endpoint.chat(asked), how.samples)
         return [Reply(_until(_said(one), question.stops), _tokens(one)) for one in choices]
 
-    def _parsed(self, name: str, asked: dict[str, Any], count: int) -> list[dict[str, Any]]:
+    def _parsed(self, body: bytes, count: int) -> list[dict[str, Any]]:
         """The choices of an answer; their number must be this one."""
-        body = self.endpoint.post(name, asked)
         try:
             choices = list(json.loads(body)["choices"])
         except (ValueError, KeyError, TypeError):

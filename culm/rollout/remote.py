@@ -17,15 +17,9 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+from culm.address import check_address, key_of
 from culm.config import Config, SettingError
-from culm.endpoint import (
-    Endpoint,
-    EndpointError,
-    ServiceFailed,
-    ask_each,
-    check_address,
-    key_of,
-)
+from culm.endpoint import Endpoint, EndpointError, ServiceFailed, ask_each
 from culm.engine.request import Completion, Request
 from culm.objective.policy import policy_logprobs
 from culm.parallel.sharded import unsharded

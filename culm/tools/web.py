@@ -12,8 +12,9 @@ from urllib.error import HTTPError
 from urllib.parse import urlencode
 from urllib.request import Request
 
+from culm.address import check_address, key_of
 from culm.config import SettingError
-from culm.endpoint import OPENER, check_address, key_of
+from culm.endpoint import OPENER
 from culm.tools.documents import page
 from culm.tools.fetch import Page, fetch, is_public
 from culm.tools.function import ToolError, ToolFunction

@@ -6,8 +6,9 @@ import pytest
 from judging import Stub
 from reciter import Running
 
+from culm.agent.api import APIChat
 from culm.config import SettingError
-from culm.endpoint import Endpoint, EndpointError
+from culm.endpoint import ContextExceeded, Endpoint, EndpointError
 from culm.eval.dialogue import converse
 from culm.eval.questions import answer_questions, distinct
 from culm.eval.remote import RemoteModel
@@ -102,7 +103,8 @@ REFUSALS = [  # of vLLM, old and new; of SGLang; of llama.cpp
 @pytest.mark.parametrize("refusal", REFUSALS)
 def test_a_server_that_counts_the_limit_of_a_reply_is_asked_without(stub: Stub, refusal) -> None:
     """And one that has no room for any reply says so; other refusals end the evaluation."""
-    model, how = RemoteModel(Endpoint(stub.url, "m", 5, 0)), Generation(32)
+    endpoint, how = Endpoint(stub.url, "m", 5, 0), Generation(32)
+    model = RemoteModel(endpoint)
 
     def reply(prompt: str):
         if "max_tokens" in stub.bodies[-1] or prompt == "long":
@@ -112,6 +114,11 @@ def test_a_server_that_counts_the_limit_of_a_reply_is_asked_without(stub: Stub, 
     stub.reply = reply
     (short,), (long,) = (model.replies([Question(one, "x")], how) for one in ("short", "long"))
     assert [one.text for one in short] == ["short?"]
+    assert endpoint.answer("short", 32) == "short?"
+    asked = [{"role": "user", "content": "short"}]
+    assert APIChat(endpoint).answer(asked, (), 32, 5).content == "short?"
+    with pytest.raises(ContextExceeded):
+        endpoint.answer("long", 32)
     assert isinstance(long, NoRoom)
     assert str(long).startswith("model: http://127.0.0.1")
     assert str(long).endswith(refusal.get("error", refusal)["message"])

@@ -15,8 +15,9 @@ from typing import Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from culm import log
+from culm.address import check_address, key_of
 from culm.config import refuse_unused
-from culm.endpoint import Endpoint, EndpointError, check_address, key_of
+from culm.endpoint import Endpoint, EndpointError
 from culm.objective.objective import Load
 from culm.rollout.reward.reward import RewardConfig, Score
 from culm.rollout.trajectory import Trajectory, transcript

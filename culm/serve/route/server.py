@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from culm.address import check_address
 from culm.config import SettingError
-from culm.endpoint import check_address
 from culm.log import say
 from culm.serve.clients import Limits, clients_of
 from culm.serve.http.server import (
