@@ -49,6 +49,10 @@ class Guarded:
         messages[index] = {**messages[index], "content": content}
         return Guarded(messages, self.tools, self.guard, self.mark)
 
+    def plain(self, text: str, place: int) -> int:
+        """A place in a rendered text, when the guards before it are gone."""
+        return place - text.count(self.guard, 0, place)
+
 
 @dataclass(frozen=True)
 class Rendered:
