@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from culm.tokenizer.template import Message
+from culm.tokenizer.message import Message
 
 Json = Mapping[str, Any]
 

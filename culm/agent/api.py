@@ -10,7 +10,7 @@ from typing import Any
 
 from culm.agent.answer import Json, ModelAnswer, ModelFailed, ToolCall, unreadable
 from culm.endpoint import Endpoint, EndpointError, Transient
-from culm.tokenizer.template import Message
+from culm.tokenizer.message import Message
 from culm.tools.text import OPEN
 
 WAIT = 1.0  # seconds before a further attempt, where the server says nothing

@@ -11,7 +11,7 @@ from culm.engine.sampling import Sampling
 from culm.text.language_model import LanguageModel
 from culm.text.message import MessageReader, joined, thinks
 from culm.text.reply import Reply
-from culm.tokenizer.template import Message
+from culm.tokenizer.message import Message
 from culm.tools.text import OPEN
 
 

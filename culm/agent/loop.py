@@ -17,7 +17,7 @@ from typing import Literal
 
 from culm.agent.answer import ChatModel, Json, ModelAnswer, ModelFailed, ToolCall, call_id, written
 from culm.agent.approval import Approvals
-from culm.tokenizer.template import Message
+from culm.tokenizer.message import Message
 from culm.tools.function import (
     Result,
     ToolFunction,

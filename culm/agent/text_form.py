@@ -9,7 +9,7 @@ from typing import Any
 
 from culm.agent.answer import ChatModel, Json, ModelAnswer, ToolCall, unreadable
 from culm.task.called import Unreadable, calls_in
-from culm.tokenizer.template import Message
+from culm.tokenizer.message import Message
 from culm.tools.text import OPEN, listing, response, written_call
 
 

@@ -13,8 +13,9 @@ from culm.log import say
 from culm.source import Invalid
 from culm.source.record import LeftOut, Unreadable
 from culm.source.source import strings_in
+from culm.tokenizer.message import KNOWN_ROLES, MEANT
 from culm.tokenizer.offsets import any_of
-from culm.tokenizer.template import KNOWN_ROLES, MEANT, WRITTEN
+from culm.tokenizer.template import WRITTEN
 
 DAMAGED = "files cannot be read, or not to their end, and are left out from there"
 UNREADABLE = "records cannot be read and are left out"

@@ -16,7 +16,7 @@ from culm.data.notes import remarks_of
 from culm.task.file_task import FileTask, notes_of
 from culm.task.interactive import Interactive, followed
 from culm.task.task import Question, Task, graded
-from culm.tokenizer.template import Message
+from culm.tokenizer.message import Message
 
 ASKED = 1000  # questions that tell one order from another
 MEASURED = 200  # questions whose length is looked at before a run

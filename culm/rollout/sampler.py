@@ -14,7 +14,7 @@ from culm.rollout.environment import Episode
 from culm.rollout.settings import RolloutConfig
 from culm.rollout.trajectory import Trajectory
 from culm.seed import keyed_integer
-from culm.tokenizer.template import Message
+from culm.tokenizer.message import Message
 from culm.tokenizer.tokenizer import Tokenizer
 
 PROBED = 16  # tokens of the answer to a probe

@@ -12,7 +12,7 @@ from culm.batch import IGNORED, Batch, counts_of
 from culm.engine.request import Completion, Finish
 from culm.objective.experience import ROUND
 from culm.rollout.environment import Episode
-from culm.tokenizer.template import Message
+from culm.tokenizer.message import Message
 
 
 @dataclass

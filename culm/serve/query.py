@@ -9,7 +9,7 @@ from culm.engine.sampling import Sampling
 from culm.serve.clients import Client
 from culm.serve.refusal import InvalidRequest
 from culm.text.tools import Tool
-from culm.tokenizer.template import Message
+from culm.tokenizer.message import Message
 
 # Maxima of a query: what is above them costs time outside of the engine.
 MAX_PROMPTS, MAX_CHOICES, MAX_LOGPROBS, MAX_BIAS = 64, 16, 20, 300

@@ -28,7 +28,7 @@ from culm.model.quantized_cache import CacheKind
 from culm.text.ids import Ids
 from culm.text.language_model import SLOTS, LanguageModel
 from culm.text.options import GenerationOptions, read_options
-from culm.tokenizer.template import Message
+from culm.tokenizer.message import Message
 from culm.tokenizer.tokenizer import Tokenizer
 
 END_COSINE = 0.9  # to the concept of the end, from which on a text has ended (arXiv 2412.08821)

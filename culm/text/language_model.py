@@ -28,7 +28,7 @@ from culm.model.transformer import Transformer
 from culm.text.ids import Ids, is_batch, listed, text_ids
 from culm.text.options import CHAT_TEMPERATURE, GenerationOptions, Options, read_options
 from culm.text.reply import Reply
-from culm.tokenizer.template import Message
+from culm.tokenizer.message import Message
 from culm.tokenizer.tokenizer import Tokenizer
 
 SLOTS = 32  # maximum concurrent prompts of a batch

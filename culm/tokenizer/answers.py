@@ -5,8 +5,9 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 
+from culm.tokenizer.message import reasoning_of
 from culm.tokenizer.offsets import Tokens
-from culm.tokenizer.template import ChatTemplate, Guarded, reasoning_of
+from culm.tokenizer.template import ChatTemplate, Guarded
 
 LAST = "; set data.format.turns=last to learn the last answer only"
 REWRITE = "; if it writes a system message in prompts only, put that text into the first question"

@@ -17,8 +17,9 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from culm.config import SettingError
 from culm.tokenizer.answers import Answers
+from culm.tokenizer.message import Message, keys_of_parts
 from culm.tokenizer.offsets import OffsetEncoder, Tokens
-from culm.tokenizer.template import ChatTemplate, Guarded, Message, keys_of_parts
+from culm.tokenizer.template import ChatTemplate, Guarded
 from culm.tokenizer.weights import is_learned, without_weights
 from culm.tools.text import CLOSE, OPEN
 

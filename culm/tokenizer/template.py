@@ -7,7 +7,6 @@ again in the text and encoded as letters: no user can write a special token.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,19 +14,14 @@ from typing import Any
 
 from culm.config import SettingError
 from culm.source.record import ReadKeys, fields_of, valid
+from culm.tokenizer.message import MEANT, REASONING, Message, with_reasoning, with_text
 from culm.tokenizer.offsets import any_of
 from culm.tokenizer.sandbox import compiled
 
-Message = Mapping[str, Any]  # role and content; other keys are for the template
-
 # Unicode has them for internal use: no text contains them, or `guard_of` chooses others.
 GUARDS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
-KNOWN_ROLES = ("system", "developer", "user", "assistant", "tool", "ipython")
 # An answer writes these itself, also where a tokenizer calls them special.
 WRITTEN = re.compile(r"</?(think|thinking|tool_call|tool_calls|tool_response|answer)>")
-TEXT = ("text", "input_text", "output_text")  # types of a part of a content
-REASONING = ("reasoning_content", "thinking", "reasoning")  # names for the same, in this order
-MEANT = ("tool_calls", "function_call", *REASONING)
 
 
 @dataclass(frozen=True)
@@ -95,7 +89,7 @@ class ChatTemplate:
         """
         if tools and "tools" not in self._variables:
             raise ValueError("tools: the chat template does not write them, so they would be lost")
-        plain = [_with_text(message, index) for index, message in enumerate(messages)]
+        plain = [with_text(message, index) for index, message in enumerate(messages)]
         given = list(tools) if tools else None
         present = set[str]()
         for text in _strings([plain, given]):
@@ -159,7 +153,7 @@ class ChatTemplate:
             )
 
     def _render(self, given: Guarded, prompt: bool = False) -> Rendered:
-        messages = [ReadKeys(_with_reasoning(message)) for message in given.messages]
+        messages = [ReadKeys(with_reasoning(message)) for message in given.messages]
         try:
             text = self._template.render(
                 messages=messages, tools=given.tools, documents=None,
@@ -179,103 +173,11 @@ class ChatTemplate:
         return Rendered(valid(text), frozenset(unread))
 
 
-def content_of(message: Message) -> str:
-    """The text of a message, given as a string or as OpenAI's list of parts.
-
-    Raises:
-        ValueError: a part is no text.
-    """
-    content = message.get("content")
-    if content is None:
-        return ""
-    if isinstance(content, str):
-        return content
-    parts = content if isinstance(content, list) else [content]
-    if not all(map(_is_text, parts)):
-        raise ValueError("content: only text can be read")
-    return "".join(part["text"] for part in parts)
-
-
-def _is_text(part: Any) -> bool:
-    if not isinstance(part, Mapping) or not isinstance(part.get("text"), str):
-        return False
-    return part.get("type") in (None, *TEXT)
-
-
-def keys_of_parts(message: Message) -> set[str]:
-    """Keys of the parts of a content that say more than its text."""
-    parts = message.get("content")
-    listed = parts if isinstance(parts, list) else [parts] if isinstance(parts, Mapping) else []
-    given = (part.items() for part in listed if isinstance(part, Mapping))
-    return {key for each in given for key, value in each if value is not None} - {"type", "text"}
-
-
-def _with_text(message: Message, index: int) -> dict[str, Any]:
-    """Without keys that have no value, as transformers: a template would write them as None."""
-    given = {key: value for key, value in message.items() if value is not None}
-    if isinstance(calls := given.get("tool_calls"), list):
-        given["tool_calls"] = [_with_arguments(call) for call in calls]
-    if given.get("tool_calls"):
-        _check_calls(given["tool_calls"], index)
-    if "content" not in given:
-        return given
-    try:
-        return {**given, "content": content_of(message)}
-    except ValueError as error:
-        raise ValueError(f"messages[{index}].{error}") from None
-
-
-def _check_calls(calls: Any, index: int) -> None:
-    """A template would write nothing for what is missing, or for each character of a text.
-
-    Raises:
-        ValueError: a call has no name, or no arguments.
-    """
-    for call in calls if isinstance(calls, list) else [None]:
-        inner = call.get("function", call) if isinstance(call, Mapping) else {}
-        fields = inner if isinstance(inner, Mapping) else {}
-        if not isinstance(fields.get("name"), str) or fields.get("arguments") is None:
-            raise ValueError(
-                f"messages[{index}].tool_calls: not a list of calls with a name and arguments, as "
-                '[{"function": {"name": "weather", "arguments": {"town": "Rome"}}}]'
-            )
-
-
-def _with_reasoning(message: Message) -> Message:
-    """With the reasoning under each name that templates read, as transformers."""
-    given = (message[key] for key in REASONING if message.get(key) is not None)
-    if (reasoning := next(given, None)) is None:
-        return message
-    return {"thinking": reasoning, **message, "reasoning_content": reasoning}
-
-
-def reasoning_of(message: Message) -> str:
-    """The reasoning of an answer: in a key of its own, or between marks in its content."""
-    given = next((message[key] for key in REASONING if message.get(key) is not None), None)
-    if given is None:
-        before, mark, _ = str(message.get("content") or "").partition("</think>")
-        given = before.partition("<think>")[2] if mark else ""
-    return str(given).strip()
-
-
 def _unread(message: ReadKeys) -> set[str]:
     """Keys that the template did not read, unless it read the same reasoning by another name."""
     values = fields_of(message)
     read = [values[key] for key in REASONING if key in values and key not in message.unread]
     return {key for key in message.unread if key not in REASONING or values[key] not in read}
-
-
-def _with_arguments(call: Any) -> Any:
-    """A call with its arguments as an object: OpenAI's protocol writes them as JSON in a string."""
-    if not isinstance(call, Mapping):
-        return call
-    if isinstance(call.get("function"), Mapping):
-        return {**call, "function": _with_arguments(call["function"])}
-    try:
-        arguments = json.loads(call["arguments"])
-    except (KeyError, TypeError, ValueError):
-        return call
-    return {**call, "arguments": arguments} if isinstance(arguments, dict) else call
 
 
 def _strings(value: Any) -> Iterator[str]:

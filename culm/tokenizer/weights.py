@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from culm.tokenizer.template import Message, keys_of_parts
+from culm.tokenizer.message import Message, keys_of_parts
 
 # Keys of a message that say whether it is learned: OpenAI's, and those of other tools.
 WEIGHTS = (

@@ -24,8 +24,8 @@ from culm.run.settings import RunConfig
 from culm.run.streaming import stream_batches
 from culm.task.task import Task
 from culm.tokenizer.chat import Chat
+from culm.tokenizer.message import Message
 from culm.tokenizer.rows import check_vocabulary
-from culm.tokenizer.template import Message
 from culm.tokenizer.tokenizer import Tokenizer
 from culm.train.run_folder import prepared_by
 from culm.verbs.format import count, size

@@ -10,7 +10,7 @@ from typing import Any
 
 from culm.data.example import Dialogue
 from culm.source.record import LeftOut, kind_of_value, of_kind, shape_of
-from culm.tokenizer.template import KNOWN_ROLES, content_of
+from culm.tokenizer.message import KNOWN_ROLES, content_of
 
 Message = dict[str, Any]
 

@@ -20,7 +20,7 @@ from pydantic import Field
 from culm.config import SettingError, did_you_mean
 from culm.rollout.reward.reward import RewardConfig
 from culm.rollout.trajectory import text_of
-from culm.tokenizer.template import Message
+from culm.tokenizer.message import Message
 
 SETTING = "train.reward"
 SHOWN = 60  # characters of a value in a message

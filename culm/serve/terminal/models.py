@@ -13,7 +13,7 @@ from culm.endpoint import Endpoint, EndpointError
 from culm.text.language_model import LanguageModel
 from culm.text.message import Delta, MessageReader, thinks
 from culm.text.options import CHAT_TEMPERATURE
-from culm.tokenizer.template import Message
+from culm.tokenizer.message import Message
 
 
 class ChatSettings(Config):
