@@ -78,9 +78,8 @@ def small(arguments: list[str]) -> list[str]:
         added.append("data.path=books/")
     if "--budget" in words:
         added += SMALL_STEPS
-    if words[0] == "plan":  # it runs nothing, and its layout may need its number of rows
-        own = {word.partition("=")[0] for word in named}
-        added = [word for word in added if word.partition("=")[0] not in own]
+    if words[0] == "plan" or "--for" in words:  # nothing runs, and ranks may need more rows
+        added = [word for word in added if not word.startswith("train.batch_size")]
     given = {word.partition("=")[0] for word in added}
     kept = [
         re.sub(r"\bsteps: \d+", "steps: 2", word)
