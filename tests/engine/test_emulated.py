@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from fused_models import checked_steps, here
+from test_instruction_sets import CASES
 
 import culm
 from culm.compiled import FASTEST_FIRST, OPTIONS
@@ -71,13 +72,6 @@ def write_memory(path: Path) -> None:
                 at += len(part)
         file.truncate(offset)
     os.close(own)
-
-
-CASES = [
-    ("windows", "bf16", "plain"), ("as Gemma 2", "int8", "plain"), ("grouped", "int4", "plain"),
-    ("grouped", "int4 of 64", "plain"), ("layers differ", "bf16", "int8"),
-    ("partial rotation", "int8", "int4"),
-]  # fmt: skip
 
 
 @here
