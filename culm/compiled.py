@@ -34,7 +34,7 @@ FASTEST_FIRST = (
     InstructionSet(
         "AVX-512", X86, AVX512, ("-mfma", *(f"-m{name.replace('_', '')}" for name in AVX512))
     ),
-    InstructionSet("AVX2", X86, ("avx2", "fma"), ("-mavx2", "-mfma")),
+    InstructionSet("AVX2", X86, ("avx2", "fma", "f16c"), ("-mavx2", "-mfma", "-mf16c")),
     InstructionSet("SSE2", X86, ("sse2",), ()),
     InstructionSet("NEON", ARM, ("asimddp",), ("-march=armv8.2-a+dotprod",)),
 )

@@ -21,7 +21,7 @@
 #if defined(__AVX512BF16__) && defined(__AVX512VNNI__) && defined(__AVX512VL__) && defined(__AVX512DQ__)
 #define CULM_AVX512 1
 constexpr int BYTES = 64;
-#elif defined(__AVX2__) && defined(__FMA__)
+#elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 #define CULM_AVX2 1
 constexpr int BYTES = 32;
 #else
@@ -33,6 +33,7 @@ constexpr int REGISTERS = 64 / BYTES;
 constexpr bool FEW = BYTES < 64;  // a CPU has 32 registers of 64 bytes, but 16 or 32 of fewer
 
 using bf16 = uint16_t;
+struct fp16 { uint16_t bits; };
 typedef float Four __attribute__((vector_size(16)));
 
 template <typename T, int SIZE>
@@ -179,6 +180,15 @@ static inline Floats larger(Floats a, Floats b) {
   return {_mm512_max_ps(a.part[0], b.part[0])};
 #else
   return Floats::make([&](int i) { return a.part[i] > b.part[i] ? a.part[i] : b.part[i]; });
+#endif
+}
+
+// The smaller one; NaN where b is.
+static inline Floats smaller(Floats a, Floats b) {
+#ifdef CULM_AVX512
+  return {_mm512_min_ps(a.part[0], b.part[0])};
+#else
+  return Floats::make([&](int i) { return a.part[i] < b.part[i] ? a.part[i] : b.part[i]; });
 #endif
 }
 
@@ -359,6 +369,64 @@ static inline void narrow(Floats x, bf16 *p) {
 #endif
 }
 
+// ---------------------------------------------------------------------------------------------
+// fp16, rounded to nearest, ties to even. Numbers beyond the largest become that one: an infinity in a
+// cache would make NaN of all that attends, even where its weight is 0.
+
+constexpr float LARGEST_FP16 = 65504;
+
+static inline Floats widen(const fp16 *p) {
+#if defined(CULM_AVX512)
+  return {_mm512_cvtph_ps(read<__m256i>(p))};
+#elif defined(CULM_AVX2)
+  return Floats::make([&](int i) { return _mm256_cvtph_ps(read<__m128i>(p + i * PER_REGISTER)); });
+#elif defined(__ARM_NEON)
+  return Floats::make([&](int i) { return vcvt_f32_f16(read<float16x4_t>(p + i * PER_REGISTER)); });
+#else
+  return Floats::make([&](int i) {
+    const auto halves = read<Register<uint16_t, BYTES / 2>>(p + i * PER_REGISTER);
+    const auto bits = __builtin_convertvector(halves, Register<uint32_t>);
+    const auto size = (Register<uint32_t>)((Register<float>)((bits & 0x7fff) << 13) * 0x1p112f);
+    const auto infinite = (Register<uint32_t>)((bits & 0x7fff) >= 0x7c00) & 0x7f800000;
+    return (Register<float>)(size | infinite | (bits & 0x8000) << 16);
+  });
+#endif
+}
+static inline float widen(fp16 x) {
+  const fp16 there[LANES] = {x};
+  return widen(there).part[0][0];
+}
+static inline void narrow(Floats x, fp16 *p) {
+  x = larger(all(-LARGEST_FP16), smaller(all(LARGEST_FP16), x));
+#ifdef CULM_AVX512
+  const __m256i made = _mm512_cvtps_ph(x.part[0], _MM_FROUND_TO_NEAREST_INT);
+  std::memcpy(p, &made, sizeof made);
+#else
+#pragma GCC unroll 4
+  for (int i = 0; i < REGISTERS; i++) {
+#if defined(CULM_AVX2)
+    const __m128i made = _mm256_cvtps_ph(x.part[i], _MM_FROUND_TO_NEAREST_INT);
+#elif defined(__ARM_NEON)
+    const float16x4_t made = vcvt_f16_f32(x.part[i]);
+#else
+    const auto bits = (Register<uint32_t>)x.part[i], size = bits & 0x7fffffff;
+    // The last bit of 0.5 is worth what that of the smallest numbers in fp16 is.
+    const auto small = (Register<uint32_t>)((Register<float>)size + 0.5f) - 0x3f000000;
+    const auto normal = (size + 0xfff + (size >> 13 & 1) - (112u << 23)) >> 13;
+    const auto is_small = (Register<uint32_t>)(size < 113u << 23);
+    const auto is_nan = (Register<uint32_t>)(size > 0x7f800000);
+    const auto near = (small & is_small) | (normal & ~is_small);
+    const auto half = (near & ~is_nan) | (0x7e00 & is_nan) | (bits >> 16 & 0x8000);
+    const auto made = __builtin_convertvector(half, Register<uint16_t, BYTES / 2>);
+#endif
+    std::memcpy(p + i * PER_REGISTER, &made, sizeof made);
+  }
+#endif
+}
+
+// ---------------------------------------------------------------------------------------------
+// Pairs of bf16
+
 // Two numbers in each lane, even[i] in the lower half, in bf16.
 static inline Ints pair(Floats even, Floats odd) {
 #ifdef CULM_AVX512
@@ -385,9 +453,6 @@ static inline Pairs pairs(Ints x) {
 #endif
 }
 static inline Pairs pairs(const bf16 *p) { return pairs(load64<int32_t>(p)); }
-static inline Pairs pairs(const bf16 *p, int64_t count) {
-  return pairs(load64<int32_t>(p, count * (int64_t)sizeof(bf16)));
-}
 
 // A number that is one of a pair in all lanes is kept in the form that is broadcast fastest.
 #ifdef CULM_AVX512

@@ -4,10 +4,12 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
+from torch import Tensor
 
 from culm.adapt.multi_lora import adapter_names, adapter_rows
 from culm.adapt.quantize.int4 import Int4
 from culm.adapt.quantize.int8 import Int8
+from culm.convert.weights import set_precision
 from culm.engine.fused import FusedDecoder
 from culm.engine.fused_library import no_library
 from culm.engine.fused_support import obstacle
@@ -60,6 +62,15 @@ SHAPES = {
 }
 WEIGHTS = {"bf16": None, "int8": Int8(), "int4": Int4(), "int4 of 64": Int4(group=64)}
 
+GROUPED = {"int8": 16, "int4": 32, "int4 of 64": 32}  # activations that share a scale, by weights
+
+
+def in_groups(x: Tensor, size: int) -> Tensor:
+    """Activations in int8, with one scale for each `size` of them."""
+    groups = x.unflatten(-1, (-1, size))
+    scale = groups.abs().amax(-1, keepdim=True).clamp_min(1e-30) / 127
+    return ((groups / scale).round() * scale).flatten(-2)
+
 
 def build(shape: str, weights: str) -> Transformer:
     config = TransformerConfig(vocabulary=77, width=192, layers=3, context=64, **SHAPES[shape])
@@ -69,7 +80,7 @@ def build(shape: str, weights: str) -> Transformer:
         weight.data = weight.data * 3 if weight.ndim == 2 else weight.data
         if "norm" in name or "bias" in name:
             weight.data += 0.3 * torch.randn(weight.shape, generator=generator)
-        weight.data = weight.data.bfloat16()
+    set_precision(model, torch.bfloat16)
     model.dtype = torch.bfloat16
     if WEIGHTS[weights]:
         WEIGHTS[weights].apply(model)

@@ -60,7 +60,7 @@ def write_quantized(
     method: Method = RTN(),
     tokens: Tensor | None = None,
 ) -> None:
-    """Quantise a model in place and write it. All other weights become bfloat16.
+    """Quantise a model in place and write it. Other weights become bfloat16; norms stay in fp32.
 
     tokens: (N, T) rows for a method that calibrates.
     """

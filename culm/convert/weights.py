@@ -37,16 +37,17 @@ def refuse_adapters(model: nn.Module) -> None:
 
 
 def set_precision(model: Transformer, dtype: torch.dtype, source: str = "model") -> None:
-    """Cast the parameters of a model, but neither buffers (angles, scales and selection biases) nor
-    those of parts that stay as they are (`culm.model.precision`).
+    """Cast the parameters of a model; those of parts that compute in fp32 (`culm.model.precision`)
+    become fp32. Buffers (angles, scales and selection biases) stay as they are.
 
     Raises:
         SettingError: a number is too large for the dtype; it names `source`.
     """
     kept = full_precision(model)
     for name, weight in model.named_parameters():
-        if weight.dtype != dtype and name not in kept:
-            weight.data = cast(weight.data, dtype, f"{source}: {name}")
+        kind = torch.float32 if name in kept else dtype
+        if weight.dtype != kind:
+            weight.data = cast(weight.data, kind, f"{source}: {name}")
 
 
 def note_dropped_heads(model: Transformer) -> None:

@@ -119,12 +119,15 @@ class Engine:
                 self._free(slot)
                 return
         self.waiting.remove(number)
-        self._prompts.rows = [row for row in self._prompts.rows if row.id != number]
+        self._prompts.abort(number)
 
+    @torch.inference_mode()
     def clear(self) -> None:
         """Drop every request, for example after an error in the middle of a step."""
         for rows in (self.waiting, self.running, self._prompts.rows):
             rows.clear()
+        for slot in range(self.slots):
+            self.runner.cache.clear(slot)
         self.runner.prefix.clear()
         self.chooser.forget()
 
@@ -278,7 +281,8 @@ class Engine:
 
     def _free(self, slot: int) -> None:
         row, last = self.running[slot], self.running.pop()
-        self.runner.prefix.store(row, slot, row.length - 1)  # the newest token is not in the cache
+        # The newest token is not in the cache.
+        self.runner.keep(row, slot, row.length - 1, row.finish != "invalid")
         if slot < len(self.running):
             self.runner.cache.copy(len(self.running), slot, last.length)
             self.running[slot] = last

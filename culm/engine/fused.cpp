@@ -7,10 +7,10 @@
 //
 // and once more for each norm behind a branch, which needs all outputs of the branch.
 // Weights are read where torch stores them (bf16, Int8Linear's, Int4Linear's); activations are bf16,
-// or int8 with a scale per 32 of them where weights are quantised. The residual stream and all
-// sums are fp32. A row's result does not depend on the number of threads, nor on the other rows while
-// there are up to 8 in all, or more.
-// Adapters stay separate: each row may have its own. A cache may be in 8 or 4 bits.
+// or int8 where weights are quantised, with a scale for each 16 (int8) or 32 (int4). The residual
+// stream and all sums are fp32. A row's result does not depend on the number of threads, nor on the
+// other rows while there are up to 8 in all, or more.
+// Adapters stay separate: each row may have its own. A cache is in fp16, or in 8 or 4 bits.
 //
 // With more than 8 rows, matmuls are those for many tokens, whose layers are at the end of this file
 // in two functions around attention.
@@ -54,11 +54,11 @@ enum Activation : int64_t { SILU, GELU_TANH };
 constexpr int64_t GROUP = 32;
 struct Codes {
   const uint8_t *codes;      // (slots, kv_heads, groups, GROUP, dim * bits / 8), even channels low
-  const bf16 *scale, *zero;  // keys: (slots, kv_heads, groups, dim); values: (..., groups, GROUP)
+  const fp16 *scale, *zero;  // keys: (slots, kv_heads, groups, dim); values: (..., groups, GROUP)
 };
 struct Cache {
   int64_t entries, window, sinks;
-  bf16 *keys, *values;  // (slots, kv_heads, entries, dim)
+  fp16 *keys, *values;  // (slots, kv_heads, entries, dim)
   int64_t *at;          // (slots, entries), or null where entries are positions
   int64_t bits, groups; // of a quantised cache; 0: it is not
   Codes key_codes, value_codes;
@@ -95,49 +95,57 @@ struct Model {
 constexpr int64_t OUTPUTS = FEW ? 4 : 6, PANELS = FEW ? 1 : 4;  // of a tile, whose sums stay in registers
 constexpr int64_t BLOCK = 16;                                   // panels whose inputs stay in the cache
 
-// 32 elements of a panel in int8, four of a token after each other. It takes the place of these
+// SIZE elements of a panel in int8, four of a token after each other. It takes the place of these
 // elements in bf16. offset: where sums begin, since weights are shifted. sum: of what the codes stand for.
+template <int64_t SIZE>
 struct alignas(64) Group {
-  Ints codes[8], offset;
+  Ints codes[SIZE / 4], offset;
   Floats scale, sum;
 };
-constexpr int64_t GROUPED = 32;
-static Group *group_at(bf16 *input, int64_t k) { return (Group *)(input + k * LANES); }
-static const Group *group_at(const bf16 *input, int64_t k) { return (const Group *)(input + k * LANES); }
-static_assert(sizeof(Group) <= GROUPED * LANES * sizeof(bf16));
+// How many share a scale. Beside int4 weights, whose errors are far larger, more of them cost nothing.
+constexpr int64_t group_size(Kind kind) { return kind == INT8 ? 16 : 32; }
+template <Kind KIND>
+using GroupOf = Group<group_size(KIND)>;
+template <Kind KIND>
+static const GroupOf<KIND> *group_at(const bf16 *input, int64_t k) {
+  static_assert(sizeof(GroupOf<KIND>) <= group_size(KIND) * LANES * sizeof(bf16));
+  return (const GroupOf<KIND> *)(input + k * LANES);
+}
 
-// 32 elements of a panel in int8.
-static Group grouped(const Floats (&element)[GROUPED], Kind kind) {
-  Floats most = Floats{};
-  for (const Floats &one : element) most = farther(most, one);
-  const Floats inverse = all(127) / larger(most, all(1e-30f));
-  Group made;
-  Ints sum = Ints{};
-  for (int64_t q = 0; q < 8; q++) {
-    made.codes[q] = Ints{};
-    for (int64_t i = 0; i < 4; i++) {
-      const Ints code = rounded(element[4 * q + i] * inverse);
-      sum = sum + code;
-      made.codes[q] = made.codes[q] | (code & ints(255)) << 8 * i;
+// All elements of a panel as int8 at `input`. element(k) is called once for each k, in order, and before
+// the place of k is written.
+template <Kind KIND, typename Element>
+static void encode(int64_t inputs, bf16 *input, Element element) {
+  constexpr int64_t SIZE = group_size(KIND);
+  for (int64_t k = 0; k < inputs; k += SIZE) {
+    Floats part[SIZE], most = Floats{};
+    for (int64_t i = 0; i < SIZE; i++) part[i] = element(k + i), most = farther(most, part[i]);
+    const Floats inverse = all(127) / larger(most, all(1e-30f));
+    GroupOf<KIND> made;
+    Ints sum = Ints{};
+    for (int64_t q = 0; q < SIZE / 4; q++) {
+      made.codes[q] = Ints{};
+      for (int64_t i = 0; i < 4; i++) {
+        const Ints code = rounded(part[4 * q + i] * inverse);
+        sum = sum + code;
+        made.codes[q] = made.codes[q] | (code & ints(255)) << 8 * i;
+      }
     }
+    made.scale = most / all(127);
+    made.sum = floats(sum) * made.scale;
+    made.offset = sum * ints(KIND == INT4 ? -8 : -SHIFT);
+    std::memcpy(input + k * LANES, &made, sizeof made);
   }
-  made.scale = most / all(127);
-  made.sum = floats(sum) * made.scale;
-  made.offset = sum * ints(kind == INT4 ? -8 : -SHIFT);
-  return made;
 }
 
 // Elements of a panel in bf16 become int8 if that is what w multiplies.
 static void encode(const Linear &w, bf16 *input) {
-  if (w.kind == BF16) return;
-  for (int64_t k = 0; k < w.inputs; k += GROUPED) {
-    Floats element[GROUPED];
-    for (int64_t i = 0; i < GROUPED; i += 2) {
-      const Ints both = load64<int32_t>(input + (k + i) * LANES);
-      element[i] = cast<float>(both << 16), element[i + 1] = cast<float>(both & ints((int32_t)0xffff0000));
-    }
-    *group_at(input, k) = grouped(element, w.kind);
-  }
+  auto element = [&](int64_t k) {
+    const Ints both = load64<int32_t>(input + (k & ~1) * LANES);
+    return cast<float>(k & 1 ? both & ints((int32_t)0xffff0000) : both << 16);
+  };
+  if (w.kind == INT8) encode<INT8>(w.inputs, input, element);
+  if (w.kind == INT4) encode<INT4>(w.inputs, input, element);
 }
 
 // OUTPUTS rows of weights: bf16, or the codes of quantised ones in a byte each. Sums of rows are
@@ -220,16 +228,17 @@ static void panel_tile(const Weights &weights, const bf16 *x, float (*sums)[OUTP
 
 template <Kind KIND, int C>
 static void code_tile(const Weights &weights, const bf16 *x, float (*sums)[OUTPUTS][LANES]) {
+  constexpr int64_t SIZE = group_size(KIND);
   const int64_t inputs = weights.of->inputs;
   Floats parts[OUTPUTS][C] = {};
-  for (int64_t k = 0; k < inputs; k += GROUPED) {
-    weights.ask(k);
-    const Group *group[C];
+  for (int64_t k = 0; k < inputs; k += SIZE) {
+    if (k % 32 == 0) weights.ask(k);
+    const GroupOf<KIND> *group[C];
     Ints made[OUTPUTS][C];
-    for (int c = 0; c < C; c++) group[c] = group_at(x + c * inputs * LANES, k);
+    for (int c = 0; c < C; c++) group[c] = group_at<KIND>(x + c * inputs * LANES, k);
     for (int r = 0; r < OUTPUTS; r++)
       for (int c = 0; c < C; c++) made[r][c] = group[c]->offset;
-    for (int q = 0; q < 8; q++)
+    for (int q = 0; q < SIZE / 4; q++)
       for (int r = 0; r < OUTPUTS; r++) {
         const Ints weight = ints(read<int32_t>(&weights.codes[r * inputs + k + 4 * q]));
         for (int c = 0; c < C; c++)
@@ -343,20 +352,21 @@ struct Input {
   void prepare_panels(const Linear &w);
 
   void quantize(const Linear &w, const float *x, int64_t b, int64_t k) {
-    const Floats low = load(x), high = load(x + 16);
-    const float most = farthest(farther(low, high));
-    const float scale = most / 127;
-    const Floats inverse = all(most > 0 ? 127 / most : 0);
+    const Floats part[2] = {load(x), load(x + 16)};
+    float most[2] = {farthest(part[0]), farthest(part[1])};
+    if (group_size(w.kind) == 32) most[0] = most[1] = farthest(farther(part[0], part[1]));
     alignas(64) int8_t codes[64] = {};
-    narrow_bytes(rounded(low * inverse), codes), narrow_bytes(rounded(high * inverse), codes + 16);
+    for (int i = 0; i < 2; i++)
+      narrow_bytes(rounded(part[i] * all(most[i] > 0 ? 127 / most[i] : 0)), codes + 16 * i);
     const Ints fours = dot_bytes<false>(Ints{}, ints(0x01010101), load64<int32_t>(codes));
     if (w.kind == INT8) {
       const int64_t lane = b * chunks * 16 + k / 4;
       std::memcpy(&bytes[b * chunks * 64 + k], codes, 32);
-      std::fill_n(&scales[lane], 8, scale);
+      for (int i = 0; i < 8; i++) scales[lane + i] = most[i / 4] / 127;
       store(&offsets[lane], fours * ints(-SHIFT), 32);
       return;
     }
+    const float scale = most[0] / 127;
     int8_t *place = &bytes[(b * chunks + k / 128) * 128 + k % 128 / 2];
     for (int i = 0; i < 16; i++) place[i] = codes[2 * i], place[64 + i] = codes[2 * i + 1];
     int32_t four[LANES];
@@ -376,20 +386,21 @@ void Input::prepare_panels(const Linear &w) {
   storage.resize((rows + LANES - 1) / LANES * inputs / 2);
   panels = (bf16 *)storage.data();
   for (int64_t first = 0; first < rows; first += LANES) {
-    bf16 *panel = panels + first * inputs;
-    for (int64_t k = 0; k < inputs; k += GROUPED) {
-      Floats element[GROUPED];
-      for (int64_t half = 0; half < GROUPED; half += LANES) {
-        Ints block[LANES] = {};
-        for (int64_t b = first; b < std::min(first + LANES, rows); b++)
-          block[b - first] = load64<int32_t>(exact + b * inputs + k + half);
+    Ints block[LANES];  // 16 elements of all rows
+    auto element = [&](int64_t k) {
+      if (k % LANES == 0) {
+        for (int64_t b = 0; b < LANES; b++)
+          block[b] = first + b < rows ? load64<int32_t>(exact + (first + b) * inputs + k) : Ints{};
         transpose(block);
-        for (int64_t i = 0; i < LANES; i++) element[half + i] = cast<float>(block[i]);
       }
-      if (w.kind != BF16) *group_at(panel, k) = grouped(element, w.kind);
-      else
-        for (int64_t i = 0; i < GROUPED; i += 2)
-          store(panel + (k + i) * LANES, pair(element[i], element[i + 1]));
+      return cast<float>(block[k % LANES]);
+    };
+    bf16 *panel = panels + first * inputs;
+    if (w.kind == INT8) encode<INT8>(inputs, panel, element);
+    if (w.kind == INT4) encode<INT4>(inputs, panel, element);
+    for (int64_t k = 0; k < inputs && w.kind == BF16; k += 2) {
+      const Floats even = element(k);
+      store(panel + k * LANES, pair(even, element(k + 1)));
     }
   }
 }
@@ -618,30 +629,29 @@ static void weigh(const float *x, const float *weight, float factor, int64_t siz
     store(out + i, (load(x + i)) * all(factor) * (load(weight + i)));
 }
 
-// Head `head` of x (heads, dim): normalised, its first elements rotated, in bf16.
+// Head `head` of x (heads, dim): normalised, its first elements rotated.
 static void rotate(const float *x, int64_t head, int64_t heads, const float *norm, const Layer &layer,
-                   int64_t position, double eps, std::vector<float> &spare, bf16 *out) {
+                   int64_t position, double eps, std::vector<float> &out) {
   const int64_t dim = layer.dim, half = layer.rotated / 2;
   const float *own = x + head * dim;
-  spare.assign(own, own + dim);
-  if (norm && layer.normed == dim) weigh(own, norm, inverse_rms(own, dim, eps), dim, spare.data());
+  out.assign(own, own + dim);
+  if (norm && layer.normed == dim) weigh(own, norm, inverse_rms(own, dim, eps), dim, out.data());
   if (norm && layer.normed != dim)
-    weigh(own, norm + head * dim, inverse_rms(x, heads * dim, eps), dim, spare.data());
+    weigh(own, norm + head * dim, inverse_rms(x, heads * dim, eps), dim, out.data());
   const float *cosine = layer.cosines + position * half, *sine = layer.sines + position * half;
   for (int64_t i = 0; i < half; i++) {
-    float first = spare[i], second = spare[i + half];
-    spare[i] = first * cosine[i] - second * sine[i];
-    spare[i + half] = second * cosine[i] + first * sine[i];
+    float first = out[i], second = out[i + half];
+    out[i] = first * cosine[i] - second * sine[i];
+    out[i + half] = second * cosine[i] + first * sine[i];
   }
-  for (int64_t i = 0; i < dim; i += 16) narrow(load(&spare[i]), out + i);
 }
 
 // The sums of products of a query with four keys.
-static Four dots(const bf16 *query, const bf16 *const (&keys)[4], int64_t size) {
+static Four dots(const float *query, const fp16 *const (&keys)[4], int64_t size) {
   Floats sums[4] = {};
-  for (int64_t i = 0; i < size; i += 32) {
-    const Pairs part = pairs(query + i, size - i);
-    for (int j = 0; j < 4; j++) sums[j] = dot(sums[j], part, pairs(keys[j] + i, size - i));
+  for (int64_t i = 0; i < size; i += 16) {
+    const Floats part = load(query + i);
+    for (int j = 0; j < 4; j++) sums[j] = fma(part, widen(keys[j] + i), sums[j]);
   }
   return totals(sums);
 }
@@ -660,11 +670,11 @@ static Floats bounded(Floats x, float cap) {
 
 // What a thread needs to attend.
 struct Attention {
-  std::vector<float> spare, scores;
+  std::vector<float> query, turned, scores;
   std::vector<int64_t> entries;
   int64_t own;                             // entry of the new key and value
-  std::vector<const bf16 *> keys, values;  // of the entries, then the new ones
-  std::vector<bf16> query, key, value, restored;
+  std::vector<const fp16 *> keys, values;  // of the entries, then the new ones
+  std::vector<fp16> key, value, restored;
   const Layer *of_layer = nullptr;
   int64_t of_head = -1;  // the key head that these are of, in a row
 
@@ -733,8 +743,9 @@ struct Attention {
     if (of_layer == &layer && of_head == kv_head) return;
     of_layer = &layer, of_head = kv_head;
     key.resize(dim), value.resize(dim);
-    rotate(k, group, layer.kv_heads, layer.k_norm, layer, position, eps, spare, key.data());
-    for (int64_t i = 0; i < dim; i += 16) narrow(load(v + group * dim + i), &value[i]);
+    rotate(k, group, layer.kv_heads, layer.k_norm, layer, position, eps, turned);
+    for (int64_t i = 0; i < dim; i += 16)
+      narrow(load(&turned[i]), &key[i]), narrow(load(v + group * dim + i), &value[i]);
     const Cache &cache = layer.cache;
     const int64_t first = cache.groups ? position / GROUP * GROUP : 0;
     const int64_t size = cache.groups ? GROUP : cache.entries;
@@ -746,8 +757,7 @@ struct Attention {
   void attend(const Layer &layer, double eps, const float *q, const float *k, const float *v,
               int64_t head, int64_t slot, int64_t position, float *out) {
     const int64_t dim = layer.dim, shared = layer.heads / layer.kv_heads, group = head / shared;
-    query.resize(dim);
-    rotate(q, head, layer.heads, layer.q_norm, layer, position, eps, spare, query.data());
+    rotate(q, head, layer.heads, layer.q_norm, layer, position, eps, query);
     open(layer, eps, k, v, group, slot, position);
     const Cache &cache = layer.cache;
     const int64_t count = keys.size(), size = cache.groups ? GROUP : cache.entries;
@@ -760,7 +770,7 @@ struct Attention {
     scores.assign((count + 15) / 16 * 16, 0);
     for (int64_t i = 0; i < count; i += 4) {
       auto at = [&](int64_t e) { return keys[std::min(e, count - 1)]; };
-      const bf16 *const four[4] = {at(i), at(i + 1), at(i + 2), at(i + 3)};
+      const fp16 *const four[4] = {at(i), at(i + 1), at(i + 2), at(i + 3)};
       store(&scores[i], dots(query.data(), four, dim), 4);
     }
     const Floats share = softmax(count, layer.scale, layer.softcap);
@@ -778,7 +788,7 @@ struct Attention {
       sums[j] = all(scores[earlier]) * (widen(&value[d + 16 * j]));
     for (int64_t i = 0; i < earlier; i++) {
       const Floats score = all(scores[i]);
-      const bf16 *one = values[i] + d;
+      const fp16 *one = values[i] + d;
       for (int j = 0; j < N; j++) sums[j] = fma(score, widen(one + 16 * j), sums[j]);
     }
     for (int j = 0; j < N; j++)
@@ -964,9 +974,13 @@ static void add(const float *made, const float *norm, const Model &model, float 
   }
 }
 
+static void put(Floats x, float *out) { store(out, x); }
+static void put(Floats x, fp16 *out) { narrow(x, out); }
+
 // Head `head` of a panel of x (heads * dim, 16) to out (tokens, heads, dim).
+template <typename T>
 static void put_head(const float *x, int64_t head, int64_t heads, int64_t panel, const float *norm,
-                     bool rotated, const Layer &layer, double eps, const Reading &reading, bf16 *out) {
+                     bool rotated, const Layer &layer, double eps, const Reading &reading, T *out) {
   const int64_t dim = layer.dim, half = rotated && reading.cosines ? layer.rotated / 2 : 0;
   std::vector<float> spare(x + head * dim * LANES, x + (head + 1) * dim * LANES);
   auto element = [&](int64_t i) { return load(&spare[i * LANES]); };
@@ -985,24 +999,24 @@ static void put_head(const float *x, int64_t head, int64_t heads, int64_t panel,
     store(&spare[(i + half) * LANES], fma(second, cosine, first * sine));
   }
   const int64_t first = panel * LANES, count = std::min(LANES, reading.tokens - first);
-  for (int64_t d = 0; d < dim; d += 32) {
-    Ints rows[16] = {};
-    const int64_t size = std::min<int64_t>(32, dim - d);
-    for (int64_t i = 0; i < size; i += 2) rows[i / 2] = pair(element(d + i), element(d + i + 1));
+  for (int64_t d = 0; d < dim; d += LANES) {
+    Ints rows[LANES];
+    for (int64_t i = 0; i < LANES; i++) rows[i] = cast<int32_t>(element(d + i));
     transpose(rows);
     for (int64_t t = 0; t < count; t++)
-      store(out + ((first + t) * heads + head) * dim + d, rows[t], size * 2);
+      put(cast<float>(rows[t]), out + ((first + t) * heads + head) * dim + d);
   }
 }
 
 // A panel of x (tokens, inputs) as the input of w.
-static void take(const bf16 *x, const Linear &w, int64_t panel, int64_t tokens, bf16 *input) {
+static void take(const float *x, const Linear &w, int64_t panel, int64_t tokens, bf16 *input) {
   const int64_t first = panel * LANES, count = std::min(LANES, tokens - first), size = w.inputs;
-  for (int64_t i = 0; i < size; i += 32) {
-    Ints rows[16] = {};
+  for (int64_t i = 0; i < size; i += LANES) {
+    Ints rows[LANES] = {};
     for (int64_t t = 0; t < count; t++) rows[t] = load64<int32_t>(x + (first + t) * size + i);
     transpose(rows);
-    for (int64_t j = 0; j < 16; j++) store(input + (i + 2 * j) * LANES, rows[j]);
+    for (int64_t j = 0; j < LANES; j += 2)
+      store(input + (i + j) * LANES, pair(cast<float>(rows[j]), cast<float>(rows[j + 1])));
   }
   encode(w, input);
 }
@@ -1018,12 +1032,10 @@ static void share(int64_t size, Work work) {
 extern "C" {
 
 // The layer up to its queries, keys and values: (tokens, heads, dim), rotated.
-void culm_read_heads(const Model *model, int64_t l, const Reading *reading, bf16 *q, bf16 *k, bf16 *v) {
+void culm_read_heads(const Model *model, int64_t l, const Reading *reading, float *q, fp16 *k, fp16 *v) {
   const Layer &layer = model->layer[l];
   const int64_t panels = (reading->tokens + LANES - 1) / LANES, width = model->width;
   const Linear *const linears[3] = {&layer.q, &layer.k, &layer.v};
-  const float *norms[3] = {layer.q_norm, layer.k_norm, nullptr};
-  bf16 *const outs[3] = {q, k, v};
   const int64_t total = layer.q.outputs + layer.k.outputs + layer.v.outputs;
 #pragma omp parallel num_threads(reading->threads)
   {
@@ -1040,16 +1052,22 @@ void culm_read_heads(const Model *model, int64_t l, const Reading *reading, bf16
       });
 #pragma omp barrier
 #pragma omp for
-    for (int64_t p = 0; p < panels; p++)
-      for (int64_t i = 0, start = 0; i < 3; start += linears[i++]->outputs)
-        for (int64_t head = 0, heads = linears[i]->outputs / layer.dim; head < heads; head++)
-          put_head(reading->sums + (p * total + start) * LANES, head, heads, p, norms[i], i < 2, layer,
-                   model->eps, *reading, outs[i]);
+    for (int64_t p = 0; p < panels; p++) {
+      const float *sums = reading->sums + p * total * LANES;
+      auto put_heads = [&](const Linear &w, const float *norm, bool rotated, auto *out) {
+        for (int64_t head = 0, heads = w.outputs / layer.dim; head < heads; head++)
+          put_head(sums, head, heads, p, norm, rotated, layer, model->eps, *reading, out);
+        sums += w.outputs * LANES;
+      };
+      put_heads(layer.q, layer.q_norm, true, q);
+      put_heads(layer.k, layer.k_norm, true, k);
+      put_heads(layer.v, nullptr, false, v);
+    }
   }
 }
 
 // The rest of the layer. heads: (tokens, heads, dim), what attention gave.
-void culm_read_branches(const Model *model, int64_t l, const Reading *reading, const bf16 *heads) {
+void culm_read_branches(const Model *model, int64_t l, const Reading *reading, const float *heads) {
   const Layer &layer = model->layer[l];
   const int64_t panels = (reading->tokens + LANES - 1) / LANES, width = model->width;
   const int64_t mixed = layer.out.inputs, size = layer.up.outputs;

@@ -3,7 +3,8 @@
 It needs a C++ compiler at the first use (`fused_library`), a CPU that `culm.compiled` knows, and a
 model in bf16 or with int8 or int4 weights, of which `fused_support` knows the settings. Everything
 else decodes in PyTorch. Results are equal up to rounding: in bf16 this step is the more exact one;
-with quantised weights it rounds activations to int8 in groups of 32, like llama.cpp.
+with quantised weights it rounds activations to int8, with a scale for each 16 (int8) or 32
+(int4) of them.
 """
 
 from __future__ import annotations
@@ -42,7 +43,6 @@ from culm.model.norm import RMSNorm
 from culm.model.quantized_cache import GROUP, QuantizedCache
 from culm.model.transformer import Transformer
 
-ROWS = 64  # maximum of a step
 ACTIVATIONS: tuple[Activation, ...] = ("silu", "gelu_tanh")  # `Activation` in C++
 
 
@@ -128,7 +128,8 @@ class FusedDecoder:
         """Copy norms, biases and scales again: they may have changed."""
         for scale, layer in self._scales:
             scale.value = layer.scale if layer.enabled else 0.0
-        torch._foreach_copy_(self._copies, self._originals)
+        if self._copies:
+            torch._foreach_copy_(self._copies, self._originals)
         if self._centered:
             torch._foreach_add_(self._centered, 1)
 

@@ -1,9 +1,9 @@
 """The layers of a model over many tokens: in C++ (`fused.cpp`), except for attention.
 
-It reads prompts, windows of drafts, and steps of more rows than the fused step decodes. The
-residual stream and all sums are fp32. Activations are bf16 with bf16 weights, so it is more exact
-than PyTorch's operators. With quantised weights they are int8 with a scale per 32 of them, as in
-a decoding step: integer matmuls are two to three times as fast.
+It reads prompts and windows of drafts. The residual stream, queries and all sums are fp32. Inputs
+of matmuls are bf16 with bf16 weights, so it is more exact than PyTorch's operators. With quantised
+weights they are int8 with scales, as in a decoding step: integer matmuls are two to three times as
+fast.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from culm.engine.fused import FusedDecoder
 from culm.engine.fused_library import library
 from culm.engine.fused_structs import ReadingStruct
-from culm.model.attend import attend_cached
+from culm.model.attend_cached import attend_cached
 from culm.model.attention.gqa import GroupedQueryAttention
 from culm.model.cache import FullCache, RollingCache
 from culm.model.context import Context, LayerContext
@@ -81,8 +81,8 @@ class FusedReader:
         """Rotated queries (B, T, H, D) and keys (B, T, K, D), and values; shape: (B, T)."""
         attention = self._attentions[layer]
         dim, kv_heads = attention.head_dim, attention.kv_heads
-        q = torch.empty(*shape, attention.out.in_features // dim, dim, dtype=torch.bfloat16)
-        k, v = (torch.empty(*shape, kv_heads, dim, dtype=torch.bfloat16) for _ in range(2))
+        q = torch.empty(*shape, attention.out.in_features // dim, dim)
+        k, v = (torch.empty(*shape, kv_heads, dim, dtype=torch.float16) for _ in range(2))
         places = (part.data_ptr() for part in (q, k, v))
         library().culm_read_heads(self._decoder.struct, layer, reading, *places)
         return q, k, v

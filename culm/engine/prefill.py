@@ -84,18 +84,27 @@ class PromptReader:
         self._runner = runner
         self.rows: list[Running] = []
         self._done = 0  # tokens of these rows that are in the last slot
+        self._valid = True  # whether the model has given numbers, and not NaN, after all of them
 
     def goes_on(self, waiting: Queue) -> bool:
-        """Whether a prompt is being read; it waits again if one of a higher priority waits.
-
-        The prefix cache keeps what was read of it.
-        """
+        """Whether a prompt is being read; it waits again if one of a higher priority waits."""
         if self.rows and waiting.above(max(row.request.priority for row in self.rows)):
-            self._runner.prefix.store(self.rows[0], self._runner.slots - 1, self._done)
-            for row in self.rows:
+            for row in self._taken():
                 waiting.give_back(row)
-            self.rows = []
         return bool(self.rows)
+
+    def abort(self, number: int) -> None:
+        """Drop a request, if it is being read."""
+        left = [row for row in self.rows if row.id != number]
+        if self.rows and not left:
+            self._taken()
+        self.rows = left
+
+    def _taken(self) -> list[Running]:
+        """The rows, which are not read any more; the prefix cache keeps what was read of them."""
+        rows, self.rows = self.rows, []
+        self._runner.keep(rows[0], self._runner.slots - 1, self._done, self._valid)
+        return rows
 
     def step(self, pace: Pace, waiting: Queue, running: int) -> tuple[list[Running], Tensor] | None:
         """Go on with a prompt, or begin with those that wait; `pace` says how many tokens.
@@ -111,17 +120,16 @@ class PromptReader:
                 with pace.reading(group.tokens):
                     return group.rows, runner.prefill(group.rows, running)
             self.rows = group.rows
-            self._done = runner.prefix.restore(group.rows[0], last)
+            self._done, self._valid = runner.prefix.restore(group.rows[0], last), True
         row = self.rows[0]
         end = min(self._done + tokens, row.length)
         with pace.reading(end - self._done):
             logits = runner.read(row, self._done, end, last)
-        self._done = end
+        self._done, self._valid = end, self._valid and not bool(logits.isnan().any())
         if end < row.length:
             return None
-        rows, self.rows = self.rows, []
-        runner.prefix.store(row, last, end)
-        for slot in range(running, running + len(rows)):
+        for slot in range(running, running + len(self.rows)):
             if slot != last:
                 runner.cache.copy(last, slot, end)
+        rows = self._taken()
         return rows, logits.repeat(len(rows), 1)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from culm.engine.constraint import Allowed, Constraint, check_first
 from culm.engine.sampling import Sampling
-from culm.exits import NotFinite
+from culm.exits import GAVE_NAN, NotFinite
 
 # A stop token; the maximum number of tokens; the constraint lets nothing follow; it failed; the
 # model gave no probabilities but NaN, so that the token means nothing.
@@ -92,7 +92,7 @@ class Completion:
         finish = events[-1].finish
         assert finish is not None
         if finish == "invalid":
-            raise NotFinite("model: it gives numbers that are not finite; its weights are damaged")
+            raise NotFinite(GAVE_NAN)
         tokens, logprobs = tuple(e.token for e in events), tuple(e.logprob for e in events)
         return cls(tokens, logprobs, finish, events[0].cached)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from culm.adapt.multi_lora import adapter_names, adapter_rows
 from culm.engine.drafter import Drafter, Window
-from culm.engine.fused import ROWS, fused_decoder
+from culm.engine.fused import fused_decoder
 from culm.engine.fused_reader import fused_reader
 from culm.engine.prefix import PrefixCache
 from culm.engine.request import Running
@@ -71,12 +71,22 @@ class Runner:
         (start,) = {self.prefix.restore(row, first + number) for number, row in enumerate(own)}
         longest = max(row.length for row in own)
         logits = self._logits_after(own, start, longest, first, [row.length for row in own])
+        valid = logits.isnan().any(-1).logical_not().tolist()
         for number, row in enumerate(own):
-            self.prefix.store(row, first + number, row.length)
+            self.keep(row, first + number, row.length, valid[number])
         for slot, source in reversed(list(enumerate(sources))):
             if slot != source:  # a source comes before its copies, which are made from the back
                 self.cache.copy(first + source, first + slot, longest)
         return logits[sources]
+
+    def keep(self, row: Running, slot: int, tokens: int, valid: bool) -> None:
+        """Keep the first tokens of a slot in the prefix cache. Where a row gave NaN, the slot is
+        cleared instead: a masked entry has the weight 0, but 0 times NaN is NaN.
+        """
+        if valid:
+            self.prefix.store(row, slot, tokens)
+        else:
+            self.cache.clear(slot)
 
     def read(self, row: Running, start: int, end: int, slot: int) -> Tensor:
         """Read tokens start..end of a row into a slot that has those before; logits (1, V)."""
@@ -159,7 +169,7 @@ class Runner:
         self, rows: Sequence[Running], slots: int, width: int
     ) -> tuple[Tensor, Window | None]:
         """`decode` that reads the last `width` tokens of each row, its draft included."""
-        if width == 1 and self._fused and len(rows) <= ROWS:
+        if width == 1 and self._fused:
             last, places = [r.newest for r in rows], [r.length - 1 for r in rows]
             logits = self._fused(last, places, [r.request.adapter for r in rows])
             return logits[:, None], None

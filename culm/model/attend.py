@@ -21,7 +21,6 @@ from culm.model.context import Context
 from culm.model.score_rule import Backend, ScoreRule
 
 LARGEST_BLOCK = 512  # queries: with a limit, the memory of scores is linear in the length
-CPU_BLOCK = 256  # queries over a cache: fewer masked scores are computed
 
 
 def serves(backend: Backend, rule: ScoreRule, device: torch.device) -> bool:
@@ -88,77 +87,6 @@ def _sdpa(
     )  # fmt: skip
 
 
-def attend_cached(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    at: Tensor,
-    positions: Tensor,
-    rule: ScoreRule = ScoreRule(),
-    backend: Backend = "blocks",
-    first: Tensor | None = None,
-) -> Tensor:
-    """Attention of new tokens over a cache.
-
-    q: (B, T, H, D) at `positions` (B, T); k: (B, K, S, D), v: (B, K, S, Dv) with their positions
-    `at`: (S,) of 0, 1, ... or (B, S), less than 0 for an empty entry. first: (B, T), the first
-    position that each query sees. Returns (B, T, H, Dv).
-    """
-    q, outs, cpu = q.transpose(1, 2), [], q.device.type == "cpu"
-    size = CPU_BLOCK if cpu else LARGEST_BLOCK
-    for start in range(0, q.shape[2], size):
-        part = slice(start, start + size)
-        seen = k.shape[2]
-        if at.dim() == 1 and q.shape[2] > size and cpu:
-            # Keys after the block are not read. On a GPU this would wait for the device.
-            seen = min(seen, int(positions[:, part].max()) + 1)
-        keys, values, places = k[:, :, :seen], v[:, :, :seen], at[..., :seen]
-        queries, queries_at = q[:, :, part], positions[:, part]
-        since = None if first is None else first[:, part]
-        outs.append(_over_cache(queries, keys, values, places, queries_at, rule, backend, since))
-    return (outs[0] if len(outs) == 1 else torch.cat(outs, dim=2)).transpose(1, 2)
-
-
-def _over_cache(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    at: Tensor,
-    positions: Tensor,
-    rule: ScoreRule,
-    backend: Backend,
-    first: Tensor | None,
-) -> Tensor:
-    """`attend_cached` of one block of queries (B, H, T, D) -> (B, H, T, Dv)."""
-    ring, at = at.dim() == 2, at.view(-1, 1, 1, at.shape[-1])
-    # The CPU flash kernel needs values as wide as keys; with one query per row it is 1.2 to 2.7
-    # times slower than two matmuls, and with more 1.2 to 2.6 times faster.
-    cpu = q.device.type == "cpu"
-    flash = q.shape[2] > 1 and q.shape[3] == v.shape[3] if cpu else backend != "blocks"
-    flash = flash and serves("sdpa", rule, q.device)
-    from_start = rule.window is None and first is None
-    if flash and not ring and from_start and q.shape[2] == k.shape[2]:
-        # As many queries as entries: these are the first tokens, and no mask needs to be made.
-        return F.scaled_dot_product_attention(
-            q, k, v, is_causal=True, scale=rule.scale, enable_gqa=True
-        )
-    queries_at = positions[:, None, :, None]
-    # (B, 1, T, S): comparisons take one byte each, where differences would take 8.
-    mask = at <= queries_at
-    if rule.window is not None:
-        mask = mask & ((at > queries_at - rule.window) | (at < rule.sink_tokens))
-    if first is not None:
-        mask = mask & (at >= first[:, None, :, None])
-    if ring:  # its entries may be empty
-        mask = mask & (at >= 0)
-    if not flash:
-        away = None if rule.slopes is None else at - queries_at
-        return _grouped(q, k, v, mask, rule, away)
-    return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, scale=rule.scale, enable_gqa=True
-    )
-
-
 def attention_weights(
     q: Tensor, k: Tensor, rule: ScoreRule = ScoreRule(), causal: bool = True
 ) -> Tensor:
@@ -171,7 +99,7 @@ def attention_weights(
     context = Context(positions, causal=causal)
     mask = visible(0, q.shape[2], 0, q.shape[2], context, rule)
     eye = torch.eye(q.shape[2], device=q.device).expand(*k.shape[:3], -1)
-    return _grouped(q, k, eye, mask, rule, away_of(0, q.shape[2], 0, q.shape[2], q.device))
+    return grouped(q, k, eye, mask, rule, away_of(0, q.shape[2], 0, q.shape[2], q.device))
 
 
 def attend_from(
@@ -212,7 +140,7 @@ def _in_blocks(
         away = None if rule.slopes is None else away_of(start, end, first, last, q.device)
         keys, values = k[:, :, first:last], v[:, :, first:last]
         queries = q[:, :, start - at : end - at]
-        outs.append(_grouped(queries, keys, values, mask, rule, away))
+        outs.append(grouped(queries, keys, values, mask, rule, away))
     return torch.cat(outs, dim=2)
 
 
@@ -223,7 +151,7 @@ def _blocks(length: int) -> int:
     return max(min(16, max(4, length // 128)), -(-length // LARGEST_BLOCK))
 
 
-def _grouped(
+def grouped(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor, rule: ScoreRule, away: Tensor | None
 ) -> Tensor:
     """Softmax attention with the query heads of a group folded into rows.
@@ -244,7 +172,7 @@ def _grouped(
 
 
 def scores_of(q: Tensor, k: Tensor, mask: Tensor, rule: ScoreRule, away: Tensor | None) -> Tensor:
-    """(B, K, H / K, T, S) fp32, -inf where the mask is False; arguments as in `_grouped`."""
+    """(B, K, H / K, T, S) fp32, -inf where the mask is False; arguments as in `grouped`."""
     B, H, T, D = q.shape
     K, S = k.shape[1], k.shape[2]
     scale = D**-0.5 if rule.scale is None else rule.scale

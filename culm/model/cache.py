@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from culm.model.context import CacheView, Context
-from culm.model.layer_cache import LayerCache
+from culm.model.layer_cache import LayerCache, in_cache_dtype
 
 
 class FullCache(LayerCache):
@@ -35,11 +35,11 @@ class FullCache(LayerCache):
         views = []
         for tensor, fresh in zip(self.tensors, new, strict=True):
             stored = tensor[view.slot : view.slot + fresh.shape[0]]
-            seen = stored[:, :, : view.length]
+            seen, fresh = stored[:, :, : view.length], in_cache_dtype(fresh, stored.dtype)
             if fresh.shape[1] == view.length:  # these are the first tokens
                 seen.copy_(fresh.transpose(1, 2))
             else:
-                stored[rows, :, context.positions] = fresh.to(stored.dtype)
+                stored[rows, :, context.positions] = fresh
             views.append(seen)
         return tuple(views), torch.arange(view.length, device=new[0].device)
 
@@ -81,7 +81,7 @@ class RollingCache(LayerCache):
         single = new[0].shape[1] == 1  # nothing that it overwrites can still be seen
         whole = []
         for tensor, fresh in zip(self.tensors, new, strict=True):
-            view, fresh = tensor[rows], fresh.transpose(1, 2).to(tensor.dtype)
+            view, fresh = tensor[rows], in_cache_dtype(fresh, tensor.dtype).transpose(1, 2)
             whole.append(view if single else torch.cat((view, fresh), dim=2))
             places = index[:, None, :, None].expand(-1, *fresh.shape[1:2], -1, fresh.shape[3])
             view.copy_(fresh.gather(2, places).where(taken[:, None, :, None], view))
@@ -140,6 +140,11 @@ class Cache:
         """Copy the first `tokens` tokens of one slot over another's."""
         for layer in self.layers:
             layer.copy(source, target, tokens)
+
+    def clear(self, slot: int) -> None:
+        """Make one slot empty."""
+        for layer in self.layers:
+            layer.clear(slot)
 
     @property
     def bytes(self) -> int:

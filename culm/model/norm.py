@@ -11,9 +11,10 @@ from pydantic import PositiveFloat
 from torch import Tensor, nn
 
 from culm.config import Config, one_of
+from culm.model.precision import FullPrecision
 
 
-class Norm(nn.Module, ABC):
+class Norm(FullPrecision, ABC):
     """x: (..., width) -> (..., width)."""
 
     weight: nn.Parameter

@@ -1,4 +1,4 @@
-"""Parts of a model whose weights stay as they are when the model gets another dtype."""
+"""Parts of a model whose weights are in fp32, whatever dtype the model gets."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from torch import nn
 
 
 class FullPrecision(nn.Module):
-    """A module that decides or samples in fp32: with rounded weights it would decide otherwise than
-    in training. Its weights are neither cast nor quantised with those of the model around it.
+    """A module that computes in fp32 because rounded weights would cost much in it: a token or a
+    patch chosen otherwise than in training, or an error shared by all that a norm scales. Its
+    weights are neither cast nor quantised with those of the model around it.
     """
 
 

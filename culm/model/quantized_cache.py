@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from culm.model.context import Context
-from culm.model.layer_cache import LayerCache
+from culm.model.layer_cache import FP16_MAX, LayerCache, in_cache_dtype
 
 GROUP = 32  # tokens
 CacheKind = Literal["plain", "int8", "int4"]
@@ -86,6 +86,7 @@ class QuantizedCache(LayerCache):
         for part, newest, fresh in zip(self.parts, self.newest, new, strict=True):
             part = Rounded(*(tensor[rows] for tensor in part))
             earlier = self._started(part, newest[rows], first, self.held[rows])
+            fresh = in_cache_dtype(fresh, newest.dtype)
             groups = _laid(earlier, fresh, positions - first[:, None] * GROUP, len(touched))
             for kept, made in zip(part, rounded(groups, self.bits, _axis(part)), strict=True):
                 kept[index[0], :, index[1]] = made.to(kept.dtype)
@@ -154,13 +155,25 @@ def _laid(earlier: Tensor, fresh: Tensor, places: Tensor, groups: int) -> Tensor
 
 def rounded(x: Tensor, bits: int, axis: int) -> Rounded:
     """Round to the nearest of 2^bits steps between minimum and maximum along an axis."""
-    least, greatest = x.amin(axis, keepdim=True), x.amax(axis, keepdim=True)
-    scale, zero = ((greatest - least) / (2**bits - 1)).to(x.dtype), least
-    codes = ((x - zero) / scale.clamp_min(torch.finfo(x.dtype).tiny)).round()
-    codes = codes.clamp(0, 2**bits - 1).to(torch.uint8)
+    zero, greatest = x.amin(axis, keepdim=True), x.amax(axis, keepdim=True)
+    # In fp32: a range may be beyond the numbers of fp16.
+    scale = _not_below((greatest.float() - zero.float()) / (2**bits - 1), x.dtype)
+    steps = (x.float() - zero.float()) / scale.float().clamp_min(torch.finfo(torch.float32).tiny)
+    codes = steps.round().clamp(0, 2**bits - 1).to(torch.uint8)
     if bits == 4:
         codes = codes[..., 0::2] | codes[..., 1::2] << 4
     return Rounded(codes, scale, zero)
+
+
+def _not_below(scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """Positive numbers of fp32, rounded up: a scale that is too small would cut off the greatest
+    numbers of its group, and the smallest scales have few bits in fp16.
+    """
+    near = scale.to(dtype)
+    if dtype == torch.float32:
+        return near
+    next_one = (near.view(torch.int16) + 1).view(dtype)
+    return torch.where(near.float() < scale, next_one, near)
 
 
 def restored(part: Rounded, bits: int) -> Tensor:
@@ -168,4 +181,7 @@ def restored(part: Rounded, bits: int) -> Tensor:
     codes = part.codes
     if bits == 4:
         codes = torch.stack((codes & 15, codes >> 4), -1).flatten(-2)
-    return codes.to(part.scale.dtype) * part.scale + part.zero
+    # One operation, which rounds once on a CPU; in fp16 a product alone may be infinite, and with a
+    # scale that was rounded up, the largest number too.
+    whole = torch.addcmul(part.zero, codes.to(part.scale.dtype), part.scale)
+    return whole.clamp_(-FP16_MAX, FP16_MAX) if whole.dtype == torch.float16 else whole

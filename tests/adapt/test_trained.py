@@ -84,7 +84,7 @@ def test_order_of_the_methods(measured, group):
     rtn, gptq, awq = (measured[f"{method}-{group}"] for method in ("rtn", "gptq", "awq"))
     for better in (gptq, awq):
         assert 10 * measured["int8"].divergence < better.divergence < rtn.divergence
-        assert measured["int8"].changed - NOISE < better.changed < rtn.changed + NOISE
+        assert better.changed < rtn.changed + NOISE  # it may even be below that of the whole model
     assert abs(measured["int8"].changed - measured["int8"].loss) < NOISE
     assert gptq.changed < rtn.changed
     assert measured["int8"].agreement > max(gptq.agreement, awq.agreement)

@@ -8,7 +8,8 @@ import torch
 from culm.config import SettingError
 from culm.convert import gguf, hf, native
 from culm.convert.export import export, quantize
-from culm.convert.load import load_model
+from culm.convert.load import load_model, read
+from culm.model.norm import Norm
 from culm.source import bytes_in
 from culm.verbs.import_model import import_model
 
@@ -31,6 +32,26 @@ def test_import_by_what_the_path_is(tiny, tokenizer, tokens, tmp_path, kind):
     again, words = load_model(tmp_path / "here")
     assert torch.equal(again(tokens), model(tokens))
     assert words.stop_ids == tokenizer.stop_ids
+
+
+def test_norms_stay_in_fp32_in_a_model_of_bf16(tiny, tokenizer, tmp_path):
+    """Rounding them, which are few, would cost more than rounding all other weights."""
+    model = tiny()
+    for norm in (module for module in model.modules() if isinstance(module, Norm)):
+        torch.nn.init.normal_(norm.weight, 1, 0.1)
+    native.save(model, tokenizer, tmp_path / "exact")
+    quantize(tmp_path / "exact", tmp_path / "int8", "int8")
+    export(tmp_path / "exact", tmp_path / "bf16")
+    kinds = {p.dtype for p in read(tmp_path / "bf16", "cpu", torch.float32)[0].parameters()}
+    assert kinds == {torch.float32}  # those that were stored in bf16 too
+    for source in ("exact", "int8"):
+        again, _ = read(tmp_path / source, "cpu", torch.bfloat16)
+        weights = dict(again.named_parameters())
+        for name, weight in model.named_parameters():
+            if "norm" in name:
+                assert torch.equal(weights[name], weight)
+            elif name in weights:
+                assert weights[name].dtype == torch.bfloat16
 
 
 def test_import_llama2c(tmp_path, data):

@@ -238,7 +238,7 @@ def test_a_model_that_gives_nan_gives_no_completion(model):
     broken = copy.deepcopy(model)
     with torch.no_grad():
         next(broken.blocks.parameters()).fill_(float("nan"))
-    with pytest.raises(NotFinite, match="not finite") as found:
+    with pytest.raises(NotFinite, match="gave NaN") as found:
         Engine(broken).generate([Request((1, 2), 4)])
     assert found.value.exit_code == DIVERGED
     assert Engine(model).generate([Request((1, 2), 4)])[0].tokens

@@ -49,7 +49,7 @@ def test_what_is_stored_equals_what_the_cache_stores_of_the_same_keys(kind):
     tokens = torch.arange(3 * 64).view(3, 64) * 7 % 77
     for cache in (quantized, plain):
         read(model, cache, tokens[:, :40], ends=torch.tensor(lengths))
-    theirs = QuantizedCache((3, *kept[0].shape[1:]), ours.bits, torch.bfloat16, model.device)
+    theirs = QuantizedCache((3, *kept[0].shape[1:]), ours.bits, torch.float16, model.device)
     prompt = (tensor[:, :, :40].transpose(1, 2) for tensor in kept)
     positions, view = torch.arange(40).expand(3, -1), CacheView((), 0, 40, torch.tensor(lengths))
     theirs.update(Context(positions, cache=view), *prompt)

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from fused_models import build, here
+from fused_models import GROUPED, build, here, in_groups
 from test_fused import CASES
 
 from culm.adapt.lora import LoRA
@@ -33,13 +33,6 @@ def part(cache: Cache, start: int, end: int, rows: int = 3) -> tuple[torch.Tenso
     return PROMPTS[:rows, start:end], Context(positions, cache=cache.view(end, ends=ends))
 
 
-def in_int8(module: torch.nn.Module, inputs: tuple[torch.Tensor]) -> torch.Tensor:
-    """Inputs of quantised weights, rounded to 8 bits with a scale for 32 of them."""
-    groups = inputs[0].unflatten(-1, (-1, 32))
-    scale = groups.abs().amax(-1, keepdim=True).clamp_min(1e-30) / 127
-    return ((groups / scale).round() * scale).flatten(-2)
-
-
 def in_fp32(shape: str, weights: str) -> Transformer:
     model = build(shape, weights).float()
     model.dtype = torch.float32
@@ -54,9 +47,13 @@ def test_errors_are_those_of_bf16_or_of_int8_activations(shape, weights):
     exact, simple, most = in_fp32(shape, weights), build(shape, weights), 1.02
     if weights != "bf16":
         simple, most = in_fp32(shape, weights), 1.25
+
+        def rounds(layer: object, inputs: tuple[torch.Tensor]) -> torch.Tensor:
+            return in_groups(inputs[0], GROUPED[weights])
+
         for layer in simple.modules():
             if isinstance(layer, QuantizedLinear):
-                layer.register_forward_pre_hook(in_int8)
+                layer.register_forward_pre_hook(rounds)
     reader, ours = reader_of(build(shape, weights))
     theirs, right = simple.cache(3, 48), exact.cache(3, 48)
     for start, end in pairwise([0, 21, 37, 40, 43]):  # a prompt in two pieces, and two windows

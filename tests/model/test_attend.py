@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from culm.model import flash
-from culm.model.attend import attend, attend_cached, attend_from, serves
+from culm.model.attend import attend, attend_from, serves
+from culm.model.attend_cached import attend_cached
 from culm.model.attention.gqa import slopes_of
 from culm.model.backend import trial
 from culm.model.context import Context
@@ -212,6 +213,28 @@ def test_cached_attention_sees_the_places_before(
     given = attend_cached(q, k, v, places, positions, ScoreRule(window=window), backend)
     expected = plain(q, k.transpose(1, 2), v.transpose(1, 2), visible)
     torch.testing.assert_close(given, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("new", [1, 4])
+@pytest.mark.parametrize("rows", [1, 2, 3])
+@pytest.mark.parametrize("ring", [False, True])
+def test_over_a_cache_in_fp16_queries_in_bf16_attend_in_fp32(
+    backend: Backend, new: int, rows: int, ring: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of some rows at a time."""
+    q, places = drawn(3, new, 6, 4).bfloat16(), torch.arange(16)
+    k, v = (drawn(3, 2, 16, 4, seed=seed).half() for seed in (1, 2))
+    positions = torch.arange(new) + torch.tensor([[9], [3], [7]])
+    places = (places + torch.tensor([[0], [1], [2]])) % 16 - 1 if ring else places
+    first = positions - torch.tensor([[2], [3], [0]])
+    monkeypatch.setattr("culm.model.attend_cached.WIDENED", rows * 2 * 4 * k[0].numel())
+    for since in (None, first):
+        given = attend_cached(q, k, v, places, positions, backend=backend, first=since)
+        exact = attend_cached(
+            q.float(), k.float(), v.float(), places, positions, backend=backend, first=since
+        )
+        torch.testing.assert_close(given, exact.bfloat16(), rtol=2**-7, atol=0)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -46,6 +46,16 @@ def test_numbers_are_off_by_half_a_step(bits, axis):
 
 
 @pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("size", [1e-6, 1e-4, 1e-2, 60000])
+def test_the_same_in_fp16_whose_smallest_numbers_have_few_bits(bits, size):
+    x = (drawn(4, GROUP, 6).tanh() * size).half()
+    span = x.float().amax(-2, keepdim=True) - x.float().amin(-2, keepdim=True)
+    off = (restored(rounded(x, bits, -2), bits).float() - x.float()).abs()
+    smallest = 2**-24  # in fp16: a scale may be larger by this, and a number off by half of it
+    assert (off <= (span / (2**bits - 1) + smallest) / 2 + smallest / 2 + size * 2**-10).all()
+
+
+@pytest.mark.parametrize("bits", [8, 4])
 def test_keys_bear_a_channel_that_is_far_out(bits):
     """A hundred times larger than the others: as values, these would lose their last bits."""
     x = drawn(1, 1, 1, GROUP, 6) * torch.tensor([100.0, 1, 1, 1, 1, 1])

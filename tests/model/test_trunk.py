@@ -99,7 +99,19 @@ def test_activations_have_its_dtype() -> None:
     trunk = config().build()
     trunk.dtype = torch.bfloat16
     assert trunk(vectors()).dtype == torch.bfloat16
-    assert trunk.cache(1, 8).layers[0].tensors[0].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("kind", ["plain", "int8"])
+def test_keys_and_values_of_bf16_are_in_fp16_on_a_cpu_alone(kind: str) -> None:
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        trunk = config().build()
+        trunk.dtype = dtype
+        stored = {t.dtype for t in trunk.cache(1, 8, kind).layers[0].tensors}
+        kept = torch.float16 if dtype == torch.bfloat16 else dtype
+        assert stored - {torch.uint8, torch.int64} == {kept}
+    elsewhere = config().build().to("meta")
+    elsewhere.dtype = torch.bfloat16
+    assert elsewhere.cache(1, 8).layers[0].tensors[0].dtype == torch.bfloat16
 
 
 def test_experts_report_to_the_caller() -> None:

@@ -80,7 +80,7 @@ def assigned(
     kinds: tuple[type[nn.Module], ...] = (Linear, GroupedLinear),
 ) -> dict[str, LinearQuantizer]:
     """The quantiser of each layer of these kinds: the first whose targets name it. None for layers
-    of parts that decide in fp32 (`culm.model.precision`).
+    of parts that compute in fp32 (`culm.model.precision`).
 
     Raises:
         ValueError: a pattern names no layer, a quantiser gets no layer, or a layer cannot be

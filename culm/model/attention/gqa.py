@@ -10,7 +10,8 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from culm.dtensor import local_shard
-from culm.model.attend import attend, attend_cached, attention_weights, serves
+from culm.model.attend import attend, attention_weights, serves
+from culm.model.attend_cached import attend_cached
 from culm.model.attention.part import AttentionModule, GroupedHeads
 from culm.model.cache import FullCache, RollingCache
 from culm.model.context import LayerContext
@@ -163,12 +164,11 @@ class GroupedQueryAttention(AttentionModule, CustomInit):
         entries = (
             spec.length if window is None else min(spec.length, sinks + window + spec.rollback)
         )
-        shape = (self.kv_heads, entries, self.head_dim)
-        if entries < spec.length:
-            return RollingCache([spec.zeros(*shape), spec.zeros(*shape)], sinks)
-        if spec.bits is not None:
-            return QuantizedCache((spec.slots, *shape), spec.bits, spec.dtype, spec.device)
-        return FullCache([spec.zeros(*shape), spec.zeros(*shape)])
+        shape, dtype = (self.kv_heads, entries, self.head_dim), spec.keys_dtype
+        if spec.bits is not None and entries == spec.length:
+            return QuantizedCache((spec.slots, *shape), spec.bits, dtype, spec.device)
+        tensors = [spec.zeros(*shape, dtype=dtype) for _ in range(2)]
+        return FullCache(tensors) if entries == spec.length else RollingCache(tensors, sinks)
 
 
 def slopes_of(heads: int) -> Tensor:

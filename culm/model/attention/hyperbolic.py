@@ -19,7 +19,8 @@ from pydantic import PositiveFloat
 from torch import Tensor, nn
 
 from culm.hyperbolic.lorentz import centroid_of, lift, offsets
-from culm.model.attend import attend, attend_cached, attention_weights, serves
+from culm.model.attend import attend, attention_weights, serves
+from culm.model.attend_cached import attend_cached
 from culm.model.attention.part import AttentionModule, GroupedHeads
 from culm.model.cache import FullCache
 from culm.model.context import LayerContext

@@ -14,7 +14,8 @@ import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
-from culm.model.attend import attend, attend_cached, attention_weights, serves
+from culm.model.attend import attend, attention_weights, serves
+from culm.model.attend_cached import attend_cached
 from culm.model.attention.part import AttentionConfig, AttentionModule
 from culm.model.cache import FullCache
 from culm.model.context import LayerContext
