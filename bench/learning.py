@@ -105,7 +105,7 @@ def train(folder: Path, run: str, name: str, seed: int, *settings: str) -> Path:
     """The folder of a run, which is trained if it is not there."""
     target = folder / name
     if not (target / "results.json").exists():
-        line = [sys.executable, "-m", "culm.cli", "train", run, *settings, f"folder={target}",
+        line = [sys.executable, "-m", "culm", "train", run, *settings, f"folder={target}",
                 f"seed={seed}"]  # fmt: skip
         subprocess.run(line, check=True, stdout=subprocess.DEVNULL)
     return target

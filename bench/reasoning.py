@@ -34,7 +34,8 @@ QUESTIONS = 1000
 
 class Lesson(NamedTuple):
     """How a task is learned. context: of the model. reply: the longest one, in bytes. sft_steps:
-    of fine-tuning, with `sft_rows` rows each. steps: updates of GRPO, with `rows` replies each.
+    of fine-tuning, with `sft_rows` rows each. steps: updates of GRPO, with `rows` replies each,
+    `group` of them to a question. rate: of its AdamW.
     """
 
     context: int
@@ -43,12 +44,20 @@ class Lesson(NamedTuple):
     sft_rows: int
     steps: int
     rows: int
+    group: int
+    rate: float
 
 
 LESSONS = {
-    "countdown": Lesson(64, 20, sft_steps=200, sft_rows=64, steps=120, rows=256),
-    "word_problem": Lesson(224, 48, sft_steps=220, sft_rows=32, steps=80, rows=256),
-}
+    "countdown": Lesson(
+        64, 20, sft_steps=200, sft_rows=64, steps=120, rows=256, group=8,
+        rate=1e-4,
+    ),
+    "word_problem": Lesson(
+        224, 48, sft_steps=260, sft_rows=32, steps=60, rows=1024, group=16,
+        rate=3e-4,
+    ),
+}  # fmt: skip
 
 
 def main() -> None:
@@ -130,10 +139,9 @@ def reinforcement(
         "train": {
             "steps": lesson.steps, "batch_size": lesson.rows, "micro_batch_size": 64,
             "objective": {"kind": "grpo", "average": "tokens"},
-            "rollout": {"group": 8, "max_tokens": lesson.reply, "shuffled": shuffled},
+            "rollout": {"group": lesson.group, "max_tokens": lesson.reply, "shuffled": shuffled},
             "schedule": {"kind": "cosine", "warmup": 0.1, "final": 0.1},
-            "optimizer": {"kind": "adamw", "rate": 4e-4, "betas": [0.95, 0.99], "eps": 1e-3,
-                          "weight_decay": 0.0},
+            "optimizer": {"kind": "adamw", "rate": lesson.rate, "weight_decay": 0.0},
         },
         "eval": evaluation(task),
     }  # fmt: skip

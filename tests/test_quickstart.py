@@ -135,6 +135,7 @@ def test_an_interrupted_stage_resumes_exactly(
 
     def run(folder: Path) -> None:
         tiny = Tiny(folder, text, 0.01, "cpu", 3)
+        tiny.tokenizer()
         tiny.stages.run("pretrain", partial(tiny.training, "pretrain"), "pretrain/model")
 
     write = MetricsFile.__call__

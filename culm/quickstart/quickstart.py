@@ -41,10 +41,12 @@ BYTES_PER_MINUTE = 20 << 20  # limit of the text that is read: far more than a m
 SETTINGS = "quickstart.json"
 PACKS = ("packs/int8", "packs/int4", "packs/hf", "packs/chat-f16.gguf", "packs/chat-q8_0.gguf")
 RESERVE = 70.0  # of ten minutes, seconds reserved for the stages after training
-SHARES = {"pretrain": 0.22, "sft": 0.44, "rl": 0.17, "control": 0.17}
+SHARES = {"pretrain": 0.40, "sft": 0.26, "rl": 0.17, "control": 0.17}
 MARGINS = {"rl": 0.75}  # share of its time that a stage plans: answers outgrow those of the trial
 MARGIN = 0.93  # of the other stages
-REPLAY = 0.5  # of the rows in the last quarter of fine-tuning, so that the text is remembered
+# A model that never stops reading either does not forget it (docs/log.md).
+DIALOGUES = 0.5  # of the rows of pretraining
+TEXT = 1 / 3  # of the rows of fine-tuning
 LEAST_STEPS = 10
 LEAST_QUESTIONS = 20  # per task, in runs shorter than ten minutes
 PACK_QUESTIONS = 50  # per task, for a quantised or exported model
@@ -90,7 +92,7 @@ class Quickstart:
         """Each stage with its outputs, which later stages read."""
         stages: list[tuple[str, Callable[[], dict[str, Any]], tuple[str, ...]]] = [
             ("corpus", self.corpus, ()),
-            ("tokenizer", self.tokenizer, ("pretrain/tokenizer", "pretrain/data")),
+            ("tokenizer", self.tokenizer, ("pretrain/tokenizer", "pretrain/data", "sft/data")),
             *((name, partial(self.training, name), (f"{name}/model",)) for name in SHARES),
             ("evaluate", self.evaluate, ()),
             ("pack", self.pack, ("chat", *PACKS)),
@@ -125,15 +127,15 @@ class Quickstart:
             settings += [f"train.steps={steps}", f"train.checkpoint.every_steps={every}"]
             if name == "pretrain":
                 settings.append(f"eval.every_steps={-(-steps // 4)}")
-            if name == "sft":
-                settings.append(f"data.mix={json.dumps(self._with_text(3 * steps // 4))}")
+            other = {"pretrain": ("sft", DIALOGUES), "sft": ("pretrain", TEXT)}
+            if name in other:
+                corpus, share = other[name]
+                mix = [
+                    {"weight": 1 - share},
+                    {"corpus": str(self.folder / corpus / "data"), "weight": share},
+                ]
+                settings.append(f"data.mix={json.dumps(mix)}")
         return read_run(file.get(name, "quickstart-rl"), settings)[0]
-
-    def _with_text(self, start: int) -> list[dict[str, Any]]:
-        """Dialogues, and from step `start` on text of the first stage with them."""
-        text = {"points": {0: 0.0, start: REPLAY}} if start else REPLAY
-        corpus = str(self.folder / "pretrain" / "data")
-        return [{"weight": 1 - REPLAY}, {"corpus": corpus, "weight": text}]
 
     # -- stages ---------------------------------------------------------------------------------
 
@@ -154,6 +156,7 @@ class Quickstart:
         folder.mkdir(parents=True, exist_ok=True)
         tokenizer = make_tokenizer(config, folder)
         manifest = Manifest.read(prepared_folder(config, tokenizer, folder))
+        prepared_folder(self.config("sft"), tokenizer, self.folder / "sft")
         held_out = manifest.splits["held_out"]
         return {
             "vocabulary": tokenizer.vocabulary,

@@ -127,8 +127,9 @@ def _pretraining(folder: Path, stages: Mapping[str, Stage], summary: Stage) -> s
     return (
         "## Pretraining\n\n"
         f"The base model was trained on {facts['tokens']:,} tokens in {facts['steps']:,} steps "
-        f"({facts['tokens_per_second']:,.0f} tokens/s). Held-out text took {size['before']:.3f} "
-        f"bits per byte before and {size['after']:.3f} after."
+        f"({facts['tokens_per_second']:,.0f} tokens/s); half of the rows are text, the others "
+        f"dialogues. Held-out text took {size['before']:.3f} bits per byte before and "
+        f"{size['after']:.3f} after."
         "\n\n![loss](plots/loss.png)\n\n![bits per byte](plots/bits_per_byte.png)\n\n"
         f"Samples:\n\n{samples_text(samples)}"
     )
@@ -139,8 +140,8 @@ def _tuning(stages: Mapping[str, Stage], summary: Stage) -> str:
     return (
         "## Fine-tuning and reinforcement learning\n\n"
         f"Fine-tuning took {sft['steps']:,} steps on dialogues; the loss counts the assistant's "
-        "words and the end of its turn. In the last quarter of these steps, half of the rows are "
-        f"text of the first stage, so that it is remembered. Then {rl['steps']:,} steps of GRPO "
+        "words and the end of its turn. A third of the rows are text of the first stage, so "
+        f"that it is remembered. Then {rl['steps']:,} steps of GRPO "
         "learned from rewards for correct answers: the mean reward went from "
         f"{reward['first']:.2f} to {reward['last']:.2f}. In the control run, "
         f"{stages['control']['steps']:,} steps from the same start, the rewards were shuffled "
@@ -173,8 +174,8 @@ def _evaluation(stages: Mapping[str, Stage]) -> str:
             "All questions are from the test split: their operands and strings appear in no "
             "training question. Brackets show the 95 % interval.",
             table(head, rows),
-            "Dialogues make a model forget some of the corpus, and text in the last steps of "
-            "fine-tuning brings it back: the bits per byte show how far.",
+            "Dialogues alone would make the model forget the corpus: the bits per byte show how "
+            "much the text in fine-tuning keeps.",
             score_table(matches),
             _gains(evaluated["gains"]),
             "![exact match](plots/exact_match.png)",
