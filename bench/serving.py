@@ -107,7 +107,7 @@ def started(stack: ExitStack, command: list[str], port: int, ready: str) -> str:
 def culm_server(stack: ExitStack, folder: Path, slots: int) -> str:
     port, patient = free_port(), folder.with_name("serve.yaml")
     patient.write_text("{waiting: 1000, queue_seconds: 600, answer_seconds: 600}\n")
-    command = [sys.executable, "-m", "culm.cli", "serve", str(folder), "--port", str(port),
+    command = [sys.executable, "-m", "culm", "serve", str(folder), "--port", str(port),
                "--slots", str(slots), "--dtype", "bfloat16", "--config", str(patient)]  # fmt: skip
     return started(stack, command, port, "/health/ready")
 

@@ -12,14 +12,12 @@ from culm.config import SettingError
 from culm.engine.continuations import Likelihood, likelihoods
 from culm.engine.request import Request
 from culm.eval.answer import answer
-from culm.eval.responder import Generation, Reply, reply_seed
+from culm.eval.responder import CUT, Generation, Reply, reply_seed
 from culm.model.transformer import Transformer
 from culm.task.task import Option, Question
 from culm.text.ids import text_ids
 from culm.text.reply import NoRoom, request_of
 from culm.tokenizer.tokenizer import Tokenizer
-
-CUT = "options are longer than the model's context of {context} tokens and lose their beginning"
 
 
 @dataclass(frozen=True)

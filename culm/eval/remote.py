@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from culm.config import SettingError
 from culm.endpoint import ContextExceeded, Endpoint, EndpointError, ask_each
 from culm.engine.continuations import Likelihood
 from culm.eval.offsets import starts_of
-from culm.eval.responder import Generation, Reply, reply_seed
+from culm.eval.responder import CUT, Generation, Reply, reply_seed
 from culm.task.task import Option, Question
 from culm.text.reply import NoRoom
 from culm.tools.text import written_call
@@ -23,19 +24,25 @@ SEEDS = 1 << 31  # some servers read 32 bits
 
 @dataclass(frozen=True)
 class RemoteModel:
-    """A `Responder`. concurrent: requests at the same time. seed: of sampled replies."""
+    """A `Responder`. concurrent: requests at the same time. seed: of sampled replies. notes: as in
+    `LocalModel`.
+    """
 
     endpoint: Endpoint
     seed: int = 0
     concurrent: int = 8
+    notes: Counter[str] = field(default_factory=Counter, compare=False)
 
     def likelihoods(self, options: Sequence[Option]) -> list[Likelihood]:
         """As `Responder.likelihoods`; the server must give log-probabilities of prompts (`echo`).
+        Texts that are too long for its context lose their beginning.
 
         Raises:
             SettingError: it does not, or it does not answer.
         """
-        return self._each(self._likelihood, options)
+        found = self._each(self._likelihood, options)
+        self.notes.update(CUT.format(context=longest) for _, longest in found if longest)
+        return [likelihood for likelihood, _ in found]
 
     def replies(self, questions: Sequence[Question], how: Generation) -> list[list[Reply] | NoRoom]:
         """As `Responder.replies`.
@@ -51,24 +58,68 @@ class RemoteModel:
         except EndpointError as error:
             raise SettingError(f"model: {error}") from error
 
-    def _likelihood(self, option: Option) -> Likelihood:
+    def _likelihood(self, option: Option) -> tuple[Likelihood, int]:
+        """And the length of the context, where the option had to lose its beginning; else 0."""
         text = option.context + option.continuation
-        # One new token, which is then left out: some servers refuse to generate none.
-        asked = {"prompt": text, "max_tokens": 1, "temperature": 0, "echo": True, "logprobs": 1}
-        (found,) = self._parsed(self.endpoint.post("completions", asked), 1)
         try:
-            given = found["logprobs"]
-            logprobs, tops = given["token_logprobs"], given["top_logprobs"]
-            starts = starts_of(given, text)
-            first = len(option.context.rstrip())
-            places = [
-                i for i, (start, end) in enumerate(zip(starts, _ends(starts), strict=True))
-                if logprobs[i] is not None and end > first and start < len(text)
+            found = self._echoed(text)
+        except ContextExceeded:
+            return self._within_context(option)
+
+        def placed() -> list[int]:
+            starts, first = starts_of(found, text), len(option.context.rstrip())
+            return [
+                place for place, (start, end) in enumerate(zip(starts, _ends(starts), strict=True))
+                if found["token_logprobs"][place] is not None and end > first and start < len(text)
             ]  # fmt: skip
-            if not places:
+
+        return self._scored(found, placed), 0
+
+    def _within_context(self, option: Option) -> tuple[Likelihood, int]:
+        """By token ids, which the server gives (`/tokenize` of vLLM, SGLang and Culm)."""
+        context, longest = self._ids(option.context.rstrip())
+        whole, _ = self._ids(option.context + option.continuation)
+        length = len(whole) - len(context)
+        if length < 1:
+            raise EndpointError(f"tasks: the option {option.continuation[:40]!r} has no text")
+        room = longest - 2  # a new token, and one that some servers keep free
+        if length >= room:
+            raise EndpointError(
+                f"tasks: the option {option.continuation[:40]!r} has {length} tokens, which leave "
+                f"no room in the context of {longest} at {self.endpoint.url}"
+            )
+        kept = whole[-room:]
+        return self._scored(self._echoed(kept), lambda: range(room - length, room)), longest
+
+    def _ids(self, text: str) -> tuple[list[int], int]:
+        """Ids of a text as the server reads it, and the length of its context."""
+        asked = {"prompt": text, "add_special_tokens": True}
+        try:
+            given = json.loads(self.endpoint.root.post("tokenize", asked))
+            # The list of models says it too, and right where a tokenizer of SGLang does not.
+            longest = self.endpoint.contexts().get(self.endpoint.model) or given["max_model_len"]
+            return [int(one) for one in given["tokens"]], int(longest)
+        except (EndpointError, KeyError, TypeError, ValueError):
+            raise EndpointError(
+                f"{self.endpoint.url}: an option is longer than its context, and the server gives "
+                "no ids to shorten it (/tokenize, and max_model_len)"
+            ) from None
+
+    def _echoed(self, prompt: str | list[int]) -> dict[str, Any]:
+        """`logprobs` of a prompt."""
+        # One new token, which is then left out: some servers refuse to generate none.
+        asked = {"prompt": prompt, "max_tokens": 1, "temperature": 0, "echo": True, "logprobs": 1}
+        (found,) = self._parsed(self.endpoint.post("completions", asked), 1)
+        return found.get("logprobs") or {}
+
+    def _scored(self, found: dict[str, Any], places: Callable[[], Sequence[int]]) -> Likelihood:
+        """The likelihood of the tokens at these places of what was echoed."""
+        try:
+            logprobs, tops = found["token_logprobs"], found["top_logprobs"]
+            if not (chosen := places()):
                 raise ValueError("none of them is a token of the continuation")
-            greedy = all(logprobs[i] >= max(tops[i].values()) for i in places)
-            return Likelihood(sum(logprobs[i] for i in places), len(places), greedy)
+            greedy = all(logprobs[i] >= max(tops[i].values()) for i in chosen)
+            return Likelihood(sum(logprobs[i] for i in chosen), len(chosen), greedy)
         except (KeyError, TypeError, IndexError, ValueError, AttributeError):
             raise EndpointError(
                 f"{self.endpoint.url} gives no log-probabilities of a prompt (echo with logprobs "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -11,6 +12,8 @@ from culm.engine.sampling import Sampling
 from culm.seed import keyed_integer
 from culm.task.task import Option, Question
 from culm.text.reply import NoRoom
+
+CUT = "options are longer than the model's context of {context} tokens and lose their beginning"
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,12 @@ def reply_seed(seed: int, question: Question, sample: int = 0) -> int:
 
 
 class Responder(Protocol):
-    """A model that answers: in this process, or behind an API."""
+    """A model that answers: in this process, or behind an API. notes: what could not be read whole,
+    by a phrase.
+    """
+
+    @property
+    def notes(self) -> Counter[str]: ...
 
     def likelihoods(self, options: Sequence[Option]) -> list[Likelihood]:
         """How likely each continuation is after its context."""

@@ -176,7 +176,7 @@ class Commands:
         if len(running) >= RUNNING:
             raise ToolError(f"{RUNNING} commands run already; wait for one, or stop it.")
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "culm.cli", *words, cwd=self.folder,
+            sys.executable, "-m", "culm", *words, cwd=self.folder,
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from culm.config import SettingError
 from culm.engine.request import Event, Request
 from culm.engine.sampling import Sampling
+from culm.exits import GAVE_NAN
 from culm.task.task import Question
 from culm.text.ids import text_ids
 from culm.tokenizer.decoder import Decoder
@@ -83,7 +84,7 @@ class Reply:
             ValueError: the model gave NaN.
         """
         if event.finish == "invalid":
-            raise ValueError("model: it gave no valid numbers; its weights may be damaged")
+            raise ValueError(GAVE_NAN)
         # A stop token is not part of the text, even if it has letters.
         text = "" if event.finish == "stop" else self.push(event.token)
         return text + self.finish() if event.finish else text

@@ -102,7 +102,7 @@ def test_results_over_http_are_those_of_the_engine_in_this_process(folder: Path)
     ours, port = local(context=128), free_port()
     write_export(ours.model, ours.tokenizer, folder / "hf", "float32")  # for the client's tokens
     native.save(ours.model, ours.tokenizer, folder / "tiny")
-    serve = ["-m", "culm.cli", "serve", str(folder / "tiny"), "--port", str(port)]
+    serve = ["-m", "culm", "serve", str(folder / "tiny"), "--port", str(port)]
     manager = TaskManager(include_path=str(folder), include_defaults=False)
     url = f"http://127.0.0.1:{port}"
 

@@ -194,7 +194,7 @@ def test_the_command_ends_what_it_started(tmp_path):
     write_texts(tmp_path)
     parameters = StdioServerParameters(
         command=sys.executable,
-        args=["-m", "culm.cli", "mcp", "--commands", str(tmp_path), "--approve", "train=auto"],
+        args=["-m", "culm", "mcp", "--commands", str(tmp_path), "--approve", "train=auto"],
         env={**os.environ},
     )
 

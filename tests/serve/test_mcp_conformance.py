@@ -158,7 +158,7 @@ def test_many_calls_of_the_inspector_at_once(url):
 def test_the_inspector_over_pipes(tmp_path):
     script = tmp_path / "script.yaml"
     script.write_text("answers:\n  - say: Hello!\n")
-    where = (sys.executable, "-m", "culm.cli", "mcp", "--fixture", str(script))
+    where = (sys.executable, "-m", "culm", "mcp", "--fixture", str(script))
     tools = inspected(*where, "--method", "tools/list", "--strict")["tools"]
     assert {tool["name"] for tool in tools} == NAMES
     found = inspected(

@@ -9,10 +9,12 @@ from reciter import Running
 from culm.agent.api import APIChat
 from culm.config import SettingError
 from culm.endpoint import ContextExceeded, Endpoint, EndpointError
+from culm.engine.continuations import likelihoods
 from culm.eval.dialogue import converse
+from culm.eval.local import encoded_pair
 from culm.eval.questions import answer_questions, distinct
 from culm.eval.remote import RemoteModel
-from culm.eval.responder import Generation
+from culm.eval.responder import CUT, Generation
 from culm.serve.http.app import build
 from culm.task.guess import Guess
 from culm.task.task import Option, Question
@@ -90,6 +92,38 @@ def test_a_dialogue_ends_where_the_context_of_a_server_does(short) -> None:
     long = (Guess(), Question("Which river? " * 40, "x"))
     with pytest.raises(SettingError, match=r"^model: .*HTTP 400.*maximum context length is 72"):
         answer_questions(short[1], [long], how)
+
+
+def test_an_option_beyond_the_context_loses_its_beginning(short) -> None:
+    """By the ids that the server gives; two tokens of its context stay free."""
+    local, remote = short
+    story = "The fox ran along the river and met é"
+    options = [Option(story * 9, end) for end in (" a stone", "ü", " ")] + [Option("The fox", " r")]
+    pairs = [encoded_pair(local.tokenizer, one) for one in options]
+    kept = [((context + end)[-70 : -len(end)], end) for context, end in pairs]
+    for ours, theirs in zip(
+        likelihoods(local.model, kept), remote.likelihoods(options), strict=True
+    ):
+        assert theirs.logprob == pytest.approx(ours.logprob, abs=1e-3)
+        assert (theirs.tokens, theirs.greedy) == (ours.tokens, ours.greedy)
+    local.likelihoods(options)
+    assert dict(remote.notes) == dict(local.notes) == {CUT.format(context=72): 3}
+    with pytest.raises(SettingError, match=r"'The fox ran.* leave no room in the context of 72 at"):
+        remote.likelihoods([Option("x", story * 9)])
+
+
+@pytest.mark.parametrize("given", [None, b'{"tokens": [1, 2]}', b"<html>"])
+def test_a_server_that_gives_no_ids_cannot_cut_an_option(monkeypatch, given) -> None:
+    def post(self: Endpoint, name: str, body: object) -> bytes:
+        if name == "tokenize" and given is not None:
+            assert self.url == "http://here"
+            return given
+        raise EndpointError("404") if name == "tokenize" else ContextExceeded("too long")
+
+    monkeypatch.setattr(Endpoint, "post", post)
+    monkeypatch.setattr(Endpoint, "contexts", lambda self: {"m": None})
+    with pytest.raises(SettingError, match="gives no ids to shorten it"):
+        RemoteModel(Endpoint("http://here/v1", "m", 5, 0)).likelihoods(OPTIONS[:1])
 
 
 REFUSALS = [  # of vLLM, old and new; of SGLang; of llama.cpp

@@ -349,7 +349,7 @@ def test_no_request_is_lost_without_an_error_when_a_replica_is_killed(tmp_path):
             outcomes[error.message] += 1
 
     with ExitStack() as stack:
-        culm = ("-m", "culm.cli")
+        culm = ("-m", "culm")
         serve = [*culm, "serve", "--fixture", str(script), "--port"]
         processes = [
             stack.enter_context(python([*serve, str(port)], lambda r=r: answers(f"{r}/health")))

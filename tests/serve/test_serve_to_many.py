@@ -81,7 +81,7 @@ def proxied(tmp_path_factory):
         f"{server} }}\n"
     )
     serve = [
-        *(sys.executable, "-m", "culm.cli", "serve", "--fixture", str(folder / "script.yaml")),
+        *(sys.executable, "-m", "culm", "serve", "--fixture", str(folder / "script.yaml")),
         *("--config", str(folder / "serve.yaml"), "--port"),
     ]
     with ExitStack() as stack:

@@ -322,7 +322,7 @@ def test_streams_without_their_end_are_errors(monkeypatch, sent, words):
 CHILD = """
 import io, sys
 from rich.console import Console
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {paths!r}
 from test_terminal import Scripted
 from culm.serve.terminal.terminal import Terminal
 model = Scripted(["said"], ["more"])
@@ -335,11 +335,10 @@ def test_pasted_lines_are_one_question_and_the_history_is_private(tmp_path):
     """In a pseudo-terminal, with the line editor of this Python."""
     pytest.importorskip("readline")
     pty = pytest.importorskip("pty")
-    tests = os.path.dirname(__file__)
     child, terminal = pty.fork()
     if child == 0:
         os.environ.update(XDG_STATE_HOME=str(tmp_path), TERM="xterm")
-        os.execv(sys.executable, [sys.executable, "-c", CHILD.format(tests=tests)])
+        os.execv(sys.executable, [sys.executable, "-c", CHILD.format(paths=sys.path)])
     waited(terminal, "> ")
     os.write(terminal, b"\x1b[200~first\nsecond\x1b[201~\r")
     waited(terminal, "> ")
@@ -358,5 +357,8 @@ def waited(terminal: int, words: str, seconds: float = 60) -> str:
     while words not in found:
         assert time.monotonic() < end, found
         if select.select([terminal], [], [], 0.2)[0]:
-            found += os.read(terminal, 4096).decode(errors="replace")
+            try:
+                found += os.read(terminal, 4096).decode(errors="replace")
+            except OSError:  # the program on it ended
+                raise AssertionError(found) from None
     return found

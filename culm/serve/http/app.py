@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -30,6 +31,7 @@ from culm.serve.http.responses import ResponseRequest
 from culm.serve.refusal import EngineStopped, NotReady
 from culm.serve.service import Service
 from culm.serve.settings import ServeConfig
+from culm.text.ids import text_ids
 from culm.text.language_model import LanguageModel
 from culm.tokenizer.tokenizer import Tokenizer
 
@@ -175,7 +177,8 @@ def _add_vectors(app: FastAPI, service: Service) -> None:
 def _add_tokens(app: FastAPI, model: LanguageModel) -> None:
     @app.post("/tokenize")
     async def tokenize(body: TokenizeRequest) -> dict[str, Any]:
-        encode = model.tokenizer.encode
+        tokenizer = model.tokenizer
+        encode = partial(text_ids, tokenizer) if body.add_special_tokens else tokenizer.encode
         ids = await asyncio.to_thread(encode, body.prompt, body.parse_special)
         return {"count": len(ids), "max_model_len": model.context, "tokens": ids}
 

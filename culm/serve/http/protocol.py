@@ -233,11 +233,10 @@ class CompletionRequest(GenerationRequest):
 
 
 class TokenizeRequest(Body):
-    neutral: ClassVar[Neutral] = {"add_special_tokens": (False,)}
-
     prompt: str
     model: str | None = None
     parse_special: bool = False
+    add_special_tokens: bool = False
 
 
 class DetokenizeRequest(Body):
