@@ -3,60 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tokenizers
-from hypothesis import given
-from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 
-from culm.config import SettingError, parse
-from culm.data.example import RecordFormat, bytes_of
+from culm.config import SettingError
 from culm.data.format.chat import ChatFormat
 from culm.data.format.document import DocumentFormat
-from culm.data.format.label import LabelFormat
 from culm.data.format.pair import PairFormat
-from culm.data.format.prompt import PromptFormat
-from culm.data.format.ranking import RankingFormat
-from culm.data.format.steps import StepsFormat
 from culm.data.loader import Loader
-from culm.data.manifest import Manifest
 from culm.data.prepare import prepare
 from culm.data.prepared import Prepared
-from culm.data.settings import DataConfig
-from culm.data.texts import texts_of
-from culm.eval.report import write_report
-from culm.run.settings import RunConfig
-from culm.run.train import train
 from culm.source import open_source
-from culm.source.record import Record, fields_of
 from culm.tokenizer.tokenizer import Tokenizer
 
 U, A = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}
-
-
-@pytest.fixture
-def prepared(tmp_path: Path, tokenizer: Tokenizer) -> Callable[..., tuple[Manifest, list[str]]]:
-    """A file of lines, prepared: its manifest, and the texts of its documents."""
-
-    def work(lines: list[Any], format: RecordFormat, **options: Any) -> tuple[Manifest, list[str]]:
-        made = len(list(tmp_path.glob("data*")))
-        path, folder = tmp_path / "records.jsonl", tmp_path / f"data{made}"
-        path.write_text(
-            "\n".join(one if isinstance(one, str) else json.dumps(one) for one in lines)
-        )
-        source = open_source(path, invalid=options.get("invalid", "error"))
-        manifest = prepare(source, format, tokenizer, folder, held_out=0, **options)
-        opened = Prepared.open(folder)
-        ends = zip(opened.offsets, opened.offsets[1:], strict=False)
-        documents = [opened.read(start, end) for start, end in ends]
-        return manifest, [tokenizer.decode(ids.tolist(), specials=True) for ids, _ in documents]
-
-    return work
 
 
 def test_calls_and_tools_are_written(prepared: Any) -> None:
@@ -275,37 +239,6 @@ def test_pairs_without_room_are_counted(tmp_path: Path, prepared: Any) -> None:
     ]
 
 
-BAD = ['{"text": 3}', '{"text": "good"}', "{broken", '{"body": "x"}', "[1]"]
-
-
-DEEP = '{"text": ' + "[" * 100_000 + "]" * 100_000 + "}"
-
-
-def test_records_that_cannot_be_read_are_named_or_counted(prepared: Any, tmp_path: Path) -> None:
-    wrong = r"records\.jsonl: line 1: 'text' is a number, not text; .*data\.invalid=skip"
-    with pytest.raises(SettingError, match=wrong):
-        prepared(BAD, DocumentFormat())
-    path = tmp_path / "new.jsonl"
-    path.write_text(BAD[0])
-    with pytest.raises(SettingError, match=wrong.replace("records", "new")):
-        list(texts_of(open_source(path), DocumentFormat()))
-    with pytest.raises(SettingError, match=r"line 3: not readable as JSON: .*data\.invalid=skip"):
-        prepared(BAD[1:2] * 2 + BAD[2:], DocumentFormat())
-    manifest, [text] = prepared(BAD, DocumentFormat(), invalid="skip")
-    assert text == "good<|endoftext|>"
-    assert manifest.notes["records cannot be read and are left out"] == 4
-    dialogues = [{"messages": [U, A]}, {"messages": [A, {"role": "robot", "content": ""}]}]
-    manifest, texts = prepared(dialogues, ChatFormat(), invalid="skip")
-    assert len(texts) == manifest.notes["records cannot be read and are left out"] == 1
-
-
-def test_json_that_is_nested_too_deeply(prepared: Any) -> None:
-    with pytest.raises(SettingError, match="line 2: not readable as JSON: maximum recursion depth"):
-        prepared([BAD[1], DEEP], DocumentFormat())
-    manifest, _ = prepared([BAD[1], DEEP], DocumentFormat(), invalid="skip")
-    assert manifest.notes["records cannot be read and are left out"] == 1
-
-
 def test_a_line_may_be_a_list_of_messages(tmp_path: Path, prepared: Any) -> None:
     _, texts = prepared([[U, A], [{**U, "content": "Ho"}, A]], ChatFormat())
     assert sorted(texts)[0] == "<|user|>Hi<|end|><|assistant|>Yes<|end|>"
@@ -314,160 +247,6 @@ def test_a_line_may_be_a_list_of_messages(tmp_path: Path, prepared: Any) -> None
             path = tmp_path / "a.json"
             path.write_text(json.dumps(content, indent=indent))
             assert list(open_source(path)) == [{"messages": [U, A]}]
-
-
-def test_equal_records_can_be_kept(prepared: Any) -> None:
-    lines = [{"text": "a"}] * 3 + [{"text": "b"}]
-    manifest, texts = prepared(lines, DocumentFormat())
-    assert (len(texts), manifest.dropped) == (2, 2)
-    assert manifest.remarks == [
-        "2 records are duplicates and dropped; data.duplicates=keep keeps them."
-    ]
-    manifest, texts = prepared(lines, DocumentFormat(), duplicates="keep")
-    assert (len(texts), manifest.dropped) == (4, 0)
-
-
-def test_marks_between_documents(tmp_path: Path, prepared: Any) -> None:
-    stories = [f"Story {n}.\n\nIt ends." for n in range(30)]
-    text = "\n<|endoftext|>\n".join(stories)
-    path = tmp_path / "stories.txt"
-    path.write_text(text)
-    data = parse(DataConfig, {"path": str(path), "separator": "<|endoftext|>"})
-    assert [record["text"] for record in data.open()] == stories
-    manifest, _ = prepared([{"text": text}], DocumentFormat())
-    [remark] = manifest.remarks
-    assert remark.startswith("1 documents contain <|endoftext|> as text; data.separator=")
-
-
-def test_files_that_are_not_read_are_counted(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    folder = tmp_path / "corpus"
-    folder.mkdir()
-    for name in ("a.txt", "b.docx", "c.png", "d.xml", "e.docx"):
-        (folder / name).write_text(f"text of {name}")
-    manifest = prepare(open_source(folder), DocumentFormat(), tokenizer, tmp_path / "d", held_out=0)
-    [(phrase, count)] = manifest.notes.items()
-    assert count == 4
-    assert "(.docx, .png, .xml)" in phrase
-    for start in (b"%PDF-1.7\n", b"PK\x03\x04"):
-        (folder / "a.txt").write_bytes(start + b"some text")
-        with pytest.raises(SettingError, match="not text but a document of another program"):
-            list(open_source(folder / "a.txt", invalid="replace"))
-
-
-def test_the_share_that_is_held_out_is_reported(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    """Of three short documents one is held out; of three long ones a part is."""
-    for folder, words, wanted in (("short", 900, True), ("long", 90_000, False)):
-        (tmp_path / folder).mkdir()
-        for n in range(3):
-            (tmp_path / folder / f"{n}.txt").write_text("words " * (words + n))
-        source = open_source(tmp_path / folder)
-        out = tmp_path / f"{folder}-data"
-        manifest = prepare(source, DocumentFormat(), tokenizer, out, held_out=0.02)
-        said = "% of the bytes are held out, by data.held_out=0.02"
-        assert any(said in remark for remark in manifest.remarks) == wanted
-        assert manifest.held_out_share == pytest.approx(1 / 3 if wanted else 0.02, abs=0.003)
-
-
-def test_text_that_changed_since_it_was_prepared(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    for name in ("a.txt", "b.txt", "c.txt"):
-        (tmp_path / name).write_text(f"text of {name}")
-    source = open_source([tmp_path / name for name in ("a.txt", "b.txt", "c.txt")])
-    prepare(source, DocumentFormat(), tokenizer, tmp_path / "data", held_out=0)
-    rows = Loader(Prepared.open(tmp_path / "data"), 16, 1, 1, seed=0)
-    assert rows.remarks == []
-    (tmp_path / "a.txt").unlink()  # it is not needed any more
-    assert rows.remarks == []
-    (tmp_path / "b.txt").write_text("other text")
-    (tmp_path / "c.txt").write_text("text of d.txt")
-    [remark] = rows.remarks
-    assert remark == (
-        f"{tmp_path / 'data'} was prepared from other text: {tmp_path / 'b.txt'} had 13 bytes then "
-        "and has 10 now, and 1 other files changed."
-    )
-
-
-def test_a_record_knows_what_was_read() -> None:
-    record = Record({"a": 1, "b": 2, "c": None, "d": [3]}, "x: line 1")
-    assert record["a"] == 1
-    assert record.unread == {"b", "d"}
-    assert fields_of(record) == {"a": 1, "b": 2, "c": None, "d": [3]}
-    assert record.unread == {"b", "d"}
-    assert record.get("b") == 2
-    assert "d" in record
-    assert not record.unread
-
-
-def test_a_run_says_what_it_left_out(
-    stage: Callable[..., dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path, folder = tmp_path / "chat.jsonl", tmp_path / "run"
-    lines = [{"messages": [{**U, "content": f"Hi {n}"}, A], "id": n + 1} for n in range(20)]
-    path.write_text("\n".join(map(json.dumps, [*lines, lines[0], {"nothing": 1}])))
-    settings = {**stage("sft", steps=2), "folder": str(folder)}
-    settings["data"] = {"path": str(path), "format": "chat", "held_out": 0, "invalid": "skip"}
-    results = train(parse(RunConfig, settings)).results
-    wanted = [
-        "1 records cannot be read and are left out.",
-        "21 records have the key 'id', which is not used.",
-        "1 records are duplicates and dropped; data.duplicates=keep keeps them.",
-    ]
-    assert sorted(results["data"]) == sorted(wanted)
-    spoken = capsys.readouterr().err
-    assert all(remark in spoken for remark in wanted)
-    write_report(folder)
-    assert all(f"- {remark}" in (folder / "report.md").read_text() for remark in wanted)
-
-
-ODD_KEYS = ["role", "content", "from", "value", "text"]
-PLAIN = st.sampled_from(
-    [None, True, 0, 1.5, float("nan"), "", "user", "assistant", "\ud800", "[1]"]
-)
-MESSAGE = st.dictionaries(st.sampled_from(ODD_KEYS), PLAIN | st.lists(PLAIN, max_size=2))
-ODD = PLAIN | st.lists(MESSAGE | PLAIN, max_size=3) | MESSAGE
-FIELDS = (
-    "messages", "conversations", "prompt", "completion", "instruction", "input", "output", "system",
-    "tools", "history", "chosen", "rejected", "margin", "label", "text", "question", "answer",
-    "completions", "scores", "ranks", "labels", "rating",
-)  # fmt: skip
-FORMATS = [
-    ChatFormat(), PairFormat(), PairFormat(margin="margin"), LabelFormat(), PromptFormat(),
-    DocumentFormat(), RankingFormat(), StepsFormat(),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("format", FORMATS, ids=lambda one: one.kind)
-@given(record=st.dictionaries(st.sampled_from(FIELDS), ODD, max_size=5))
-def test_a_value_of_a_wrong_type_is_a_plain_error(
-    format: RecordFormat, record: dict[str, Any]
-) -> None:
-    one = Record(record, "here")
-    with suppress(ValueError):
-        format.numbers(one)
-        assert sum(map(bytes_of, format.contents(one))) >= 0
-
-
-@pytest.mark.parametrize(
-    ("record", "problem"),
-    [
-        ({"messages": [{"role": ["user"], "content": "Hi"}, A]}, "role of a message is a list"),
-        ({"messages": [U, {"role": {}, "content": "Yes"}]}, "role of a message is an object"),
-        ({"messages": [U, {"from": 3, "value": "Yes"}]}, "role of a message is a number"),
-        ({"messages": [], "system": "Be kind."}, "no assistant turn"),
-    ],
-)
-def test_a_wrong_type_in_a_message_is_skipped_or_refused(
-    prepared: Any, record: dict[str, Any], problem: str
-) -> None:
-    with pytest.raises(SettingError, match=f"line 1: .*{problem}"):
-        prepared([record], ChatFormat())
-    manifest, _ = prepared([record, {"messages": [U, A]}], ChatFormat(), invalid="skip")
-    assert manifest.notes == {"records cannot be read and are left out": 1}
-
-
-@pytest.mark.parametrize("answer", [{"role": "assistant"}, {"role": "assistant", "content": 5}, []])
-def test_an_answer_without_text_is_a_plain_error(prepared: Any, answer: Any) -> None:
-    with pytest.raises(SettingError, match=r"line 1: (no question|no answer|content)"):
-        prepared([{"chosen": answer, "rejected": "no"}], PairFormat())
 
 
 @pytest.mark.parametrize(
@@ -491,93 +270,6 @@ def test_a_field_of_another_type_or_meaning_is_counted(
 def test_a_system_text_that_the_messages_repeat_is_used(prepared: Any) -> None:
     record = {"messages": [{"role": "system", "content": "A"}, U, A], "system": "A"}
     assert prepared([record], ChatFormat())[0].notes == {}
-
-
-NOT_LEARNED = [
-    {"weight": 0}, {"train": False}, {"training": False}, {"trainable": False}, {"loss": False},
-    {"loss_mask": 0}, {"loss_weight": 0.0}, {"loss_scale": 0}, {"masked": True},
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("off", NOT_LEARNED)
-def test_the_weights_of_other_tools(off: Any, tokenizer: Tokenizer) -> None:
-    [(key, value)] = off.items()
-    for weighted, learned in ((off, "Yes<|end|>"), ({key: not value}, "Yes<|end|>Yes<|end|>")):
-        record = {"messages": [U, {**A, **weighted}, {**U, **off}, A]}
-        [example] = ChatFormat().encode(list(ChatFormat().contents(record)), tokenizer)
-        pairs = zip(example.tokens, example.learned, strict=True)
-        said = tokenizer.decode([id for id, wanted in pairs if wanted], specials=True)
-        assert said == learned
-        assert not example.unread
-
-
-def test_weights_that_contradict_each_other_are_refused(prepared: Any) -> None:
-    with pytest.raises(SettingError, match="weight 1 and train False contradict each other"):
-        prepared([{"messages": [U, {**A, "weight": 1, "train": False}]}], ChatFormat())
-
-
-@pytest.mark.parametrize("weight", [{"train": True}, {"weight": 1}])
-def test_a_weight_of_a_message_that_is_not_learned_is_counted(prepared: Any, weight: Any) -> None:
-    (key,) = weight
-    manifest, _ = prepared([{"messages": [{**U, **weight}, A]}], ChatFormat())
-    assert manifest.notes == {
-        f"messages have the key {key!r}, which the chat template does not use": 1
-    }
-    off = dict.fromkeys(weight, 0)
-    assert prepared([{"messages": [{**U, **off}, A]}], ChatFormat())[0].notes == {}
-
-
-def test_a_record_that_is_nested_too_deeply(prepared: Any) -> None:
-    deep: Any = "x"
-    for _ in range(800):
-        deep = {"a": deep}
-    call = {"function": {"name": "f", "arguments": deep}}
-    record = {"messages": [U, A, {"role": "assistant", "content": "", "tool_calls": [call]}]}
-    with pytest.raises(SettingError, match=r"line 2: nested too deeply"):
-        prepared([{"messages": [U, A]}, record], ChatFormat())
-
-
-@pytest.mark.parametrize("margin", ["1e39", "-1e400", "NaN", f"1{'0' * 400}", '"1"'])
-def test_a_number_that_fp32_cannot_hold(margin: str, prepared: Any) -> None:
-    line = '{"prompt": "q", "chosen": "a", "rejected": "b", "margin": %s}'
-    format = PairFormat(margin="margin")
-    with pytest.raises(SettingError, match=r"line 2: .*'margin'"):
-        prepared([line % 1, line % margin], format)
-    manifest, _ = prepared([line % 1, line % margin], format, invalid="skip")
-    assert manifest.notes == {"records cannot be read and are left out": 1}
-
-
-@pytest.mark.parametrize("format", [ChatFormat(), PairFormat(), LabelFormat(), PromptFormat()])
-def test_a_tokenizer_without_a_chat_template_is_no_fault_of_a_record(
-    format: RecordFormat, prepared: Any, tokenizer: Tokenizer, tmp_path: Path
-) -> None:
-    bare = Tokenizer(tokenizers.Tokenizer.from_str(tokenizer.json), tokenizer.settings, None)
-    (tmp_path / "a.jsonl").write_text(json.dumps({"prompt": "q", "completion": "a"}))
-    source = open_source(tmp_path / "a.jsonl")
-    for invalid in ("error", "skip"):
-        with pytest.raises(SettingError, match=r"no chat template.* start\.chat=true") as raised:
-            prepare(source, format, bare, tmp_path / "d", held_out=0, invalid=invalid)  # type: ignore[arg-type]
-        assert "data.invalid" not in str(raised.value)
-    assert not (tmp_path / "d").exists()
-
-
-@pytest.mark.parametrize(
-    "calls",
-    [
-        "f()",
-        {"function": {"name": "f", "arguments": {}}},
-        [None],
-        ["f()"],
-        [{"type": "function", "function": {"arguments": {}}}],
-        [{"name": 3, "arguments": {}}],
-        [{"function": {"name": "f"}}],
-        [{"function": "f", "arguments": {}}],
-    ],
-)
-def test_calls_that_a_template_would_write_wrongly(calls: Any, prepared: Any) -> None:
-    record = {"messages": [U, {"role": "assistant", "content": "", "tool_calls": calls}]}
-    with pytest.raises(SettingError, match=r"messages\[1\]\.tool_calls: not a list of calls"):
-        prepared([record], ChatFormat())
 
 
 @pytest.mark.parametrize(

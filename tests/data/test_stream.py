@@ -1,8 +1,10 @@
 """A stream: the same batches for any number of ranks and processes, and an exact continuation."""
 
 import json
+import multiprocessing
 import os
 import signal
+import struct
 import threading
 import time
 from collections import Counter, deque
@@ -20,7 +22,7 @@ from culm.batch import IGNORED
 from culm.config import SettingError
 from culm.data.format.document import DocumentFormat
 from culm.data.stream.batches import Lane, StreamBatches
-from culm.data.stream.process import Encoded, Reading
+from culm.data.stream.process import Encoded, Reading, encode
 from culm.data.stream.settings import StreamConfig
 from culm.parallel.ranks import Ranks
 from culm.source import open_source
@@ -181,6 +183,18 @@ def test_a_killed_process_ends_the_run_within_seconds_by_its_name(stream, name) 
     with pytest.raises(SettingError, match=message):
         deque(map(batches.step, range(1, 10_000)), maxlen=0)
     assert time.monotonic() - began < 10
+
+
+def test_a_worker_says_nothing_of_a_reader_that_was_killed_in_the_middle_of_a_block(
+    monkeypatch,
+) -> None:
+    """The main process finds out which process ended, and how."""
+    monkeypatch.setattr(signal, "signal", lambda *given: None)  # it is for a process of its own
+    (jobs, reader), (main, out) = (multiprocessing.Pipe(duplex=False) for _ in range(2))
+    os.write(reader.fileno(), struct.pack("!i", 1000) + b"half of it")
+    reader.close()
+    encode(DocumentFormat(), tokenizer=None, jobs=jobs, out=out)
+    assert not main.poll()
 
 
 def test_processes_wait_for_the_reader_of_their_text(stream, tmp_path) -> None:

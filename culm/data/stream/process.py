@@ -127,7 +127,10 @@ def encode(format: RecordFormat, tokenizer: Tokenizer, jobs: Connection, out: Co
 
 def _encode(format: RecordFormat, tokenizer: Tokenizer, jobs: Connection, out: Connection) -> None:
     while True:
-        block: list[Job] = jobs.recv()
+        try:
+            block: list[Job] = jobs.recv()
+        except OSError as error:  # the reader was killed in the middle of a block
+            raise EOFError from error
         examples = format.encode([one for _, _, some in block for one in some], tokenizer)
         done = []
         for lane, document, contents in block:
