@@ -25,6 +25,9 @@ class Refused(RunError):
     exit_code = REFUSED
 
 
+GAVE_NAN = "model: it gave NaN instead of probabilities; its weights may be damaged"
+
+
 class NotFinite(RunError):
     """A model gives NaN; another attempt would give it too."""
 

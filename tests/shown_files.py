@@ -52,7 +52,7 @@ def _write_records(folder: Path, chance: random.Random) -> None:
                    "worst": {"text": a[1]}} for q, a in pairs),
         "labels": ({"prompt": q, "completion": a[n % 2], "label": n % 2 == 0}
                    for n, (q, a) in enumerate(pairs)),
-        "rankings": ({"prompt": q, "answers": a, "ranks": [1, 2, 3]} for q, a in pairs),
+        "rankings": ({"prompt": q, "completions": a, "ranks": [1, 2, 3]} for q, a in pairs),
         "questions": ({"prompt": q} for q in asked[:3]),
         "articles": ({"content": " ".join(a)} for a in answers),
         "textbooks/book": ({"text": " ".join(sorted(a))} for a in answers),

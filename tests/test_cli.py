@@ -52,7 +52,7 @@ def model(tmp_path_factory, text) -> Path:
     """A run folder, trained for three steps by the verb itself."""
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     settings = [f"data.path={text}", "data.split=paragraphs", "train.steps=3", f"folder={folder}"]
-    line = [sys.executable, "-m", "culm.cli", "train", "pretrain", *TINY, *settings]
+    line = [sys.executable, "-m", "culm", "train", "pretrain", *TINY, *settings]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"Done: {folder}/model, {folder}/report.md\n"

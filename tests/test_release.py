@@ -87,7 +87,7 @@ PLAN = pytest.param("plan pretrain model=tiny train.steps=20", marks=pytest.mark
 def test_the_quick_commands_of_the_guide_run(line: str, tmp_path: Path) -> None:
     assert f"culm {line}" in (ROOT / "AGENTS.md").read_text()
     done = subprocess.run(
-        [sys.executable, "-m", "culm.cli", *shlex.split(line)], cwd=tmp_path, capture_output=True,
+        [sys.executable, "-m", "culm", *shlex.split(line)], cwd=tmp_path, capture_output=True,
         text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

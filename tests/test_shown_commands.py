@@ -14,11 +14,13 @@ from itertools import takewhile
 from pathlib import Path
 
 import pytest
+import yaml
 from shown_files import write_all
 from test_docs import PAGES, ROOT, commands, own_parts
 from test_promises import ROWS
 
 from culm.cli import main
+from culm.compose import CONFIGS
 
 # Of a command's words: why it does not run in this test.
 NOT_HERE = {
@@ -27,6 +29,7 @@ NOT_HERE = {
     r"^push (?!.*--dry-run)": "it uploads to the hub; tests/ship/test_push_verb.py has a stand-in",
     r"^(serve|route|board|mcp) ": "it runs until it is stopped; tests/serve starts it",
     r"http://": "it asks a server; tests/agent and tests/rollout/test_remote.py start one",
+    r"^plan llm-v1$": "it reads a dataset of the hub",
     r"stories15M|cl100k_base|tokenizer\.model|config\.json": "it reads a file of another project",
     r"^(train|launch) (7b|32b|125m|llm-v1)(?!.*(--for|model=nano))|--device mps": (
         "it needs a GPU, or many"
@@ -72,14 +75,18 @@ def small(arguments: list[str]) -> list[str]:
     named = list(takewhile(lambda word: not word.startswith("--"), words))
     added = [*SMALL]
     keys = {re.split(r"[=.]", word)[0] for word in named}
-    if "pretrain" in named and not keys & {"model", "start"}:
+    if "pretrain" in named and not keys & {"model", "start"} and "galore" not in words[-1]:
         added += SMALL_MODEL
     if "pretrain" in named and "data" not in keys:
         added.append("data.path=books/")
     if "--budget" in words:
         added += SMALL_STEPS
-    if words[0] == "plan" or "--for" in words:  # nothing runs, and ranks may need more rows
-        added = [word for word in added if not word.startswith("train.batch_size")]
+    if ("--ranks" in words and words[0] == "plan") or "--for" in words:
+        added.remove("train.batch_size=8")  # nothing runs, and ranks may need more rows
+    if any(word.startswith("train.profile") for word in named):  # its steps have numbers
+        added.remove("train.steps=2")
+    if "folder" not in keys and _default_folder(*named[1:2]).exists():  # of an earlier command
+        added.append(f"folder=runs/another-{len(list(Path('runs').iterdir()))}")
     given = {word.partition("=")[0] for word in added}
     kept = [
         re.sub(r"\bsteps: \d+", "steps: 2", word)
@@ -87,6 +94,12 @@ def small(arguments: list[str]) -> list[str]:
         if word.partition("=")[0] not in given
     ]
     return [*kept, *added, *words[len(named) :]]
+
+
+def _default_folder(run: str = "") -> Path:
+    path = CONFIGS / "run" / f"{run}.yaml"
+    values = yaml.safe_load(path.read_text()) if path.exists() else {}
+    return Path(values.get("folder", f"runs/{run}"))
 
 
 def redirected(arguments: list[str]) -> tuple[list[str], str, str | None]:

@@ -195,7 +195,7 @@ def run(name, start=None, data=None, eval={}, **trained):
 
 
 def plan(*settings):
-    done = subprocess.run([sys.executable, "-m", "culm.cli", "plan", *settings],
+    done = subprocess.run([sys.executable, "-m", "culm", "plan", *settings],
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "No problem found" in done.stdout
@@ -249,7 +249,7 @@ def test_settings_name_the_new_part(root: Path, tmp_path: Path) -> None:
     package(root, "attention", tmp_path)
     setting = "model.attention={kind: differential, heads: 5}"
     done = subprocess.run(
-        [sys.executable, "-m", "culm.cli", "plan", "pretrain", "model=tiny", setting],
+        [sys.executable, "-m", "culm", "plan", "pretrain", "model=tiny", setting],
         cwd=tmp_path, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode != 0

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from culm.agent.answer import Json, ModelAnswer, ModelFailed, ToolCall, unreadable
 from culm.engine.sampling import Sampling
+from culm.exits import GAVE_NAN
 from culm.text.language_model import LanguageModel
 from culm.text.message import MessageReader, joined, thinks
 from culm.text.reply import Reply
@@ -42,7 +43,7 @@ class LoadedChat:
                 raise ModelFailed("the model gave no answer in time")
             for event in engine.step():
                 if event.finish == "invalid":
-                    raise ModelFailed("the model gave no valid numbers")
+                    raise ModelFailed(GAVE_NAN)
                 text, tokens = text + reply.read(event), tokens + 1
                 complete = event.finish == "stop"
         return _read(text, thinks(model.tokenizer, ids), bool(tools), tokens, complete)

@@ -23,7 +23,7 @@ from culm.plan.dry_run import (
     meta_batch,
     training_flops,
 )
-from culm.plan.layout import Held, Layout, bytes_of
+from culm.plan.layout import Held, Layout, Piped, bytes_of
 from culm.plan.model import idle_parameters
 
 TOKENS = 1 << 17  # of a dry run at most
@@ -92,6 +92,11 @@ class Step:
         """Of a step on a rank."""
         return -(-self.batch_size // (self.layout.data * self.rows))
 
+    @property
+    def tried(self) -> int:
+        """Rows of a dry run."""
+        return min(self.rows, max(2, TOKENS // (self.context * self.sequences)))
+
     def batch(self, rows: int) -> Batch:
         """This many rows on the meta device."""
         return meta_batch(
@@ -114,8 +119,18 @@ class DryRuns:
             self._update = _update(objective, optimizer)
         return self._update
 
-    def activations(self, objective: Objective, step: Step, rows: int, accumulates: bool) -> int:
-        """Bytes of a micro-batch of this many rows."""
+    def activations(self, objective: Objective, step: Step, accumulates: bool) -> int:
+        """Bytes of a micro-batch. Those of more rows than a dry run has grow evenly with them."""
+        tried, rows = step.tried, step.rows
+        found = self._activations_of(objective, step, tried, accumulates)
+        if rows == tried:
+            return found
+        fewer = self._activations_of(objective, step, tried // 2, accumulates)
+        return found + (found - fewer) * (rows - tried) // (tried - tried // 2)
+
+    def _activations_of(
+        self, objective: Objective, step: Step, rows: int, accumulates: bool
+    ) -> int:
         key = rows, accumulates
         if key not in self._activations:
             self._activations[key] = activation_bytes(objective, step.batch(rows), accumulates)
@@ -138,9 +153,8 @@ def needs_of(
     alone.
     """
     dry_runs = dry_runs or DryRuns()
-    rows, layout = step.rows, step.layout
+    layout, learned = step.layout, [parameter for _, parameter in trainable(objective)]
     parameters, idle = (f(objective.model) for f in (_parameters, idle_parameters))
-    learned = [parameter for _, parameter in trainable(objective)]
     trained, gradients = sum(p.numel() for p in learned), bytes_of(learned)
     update = dry_runs.update(objective, optimizer)
     # A copy in fp32 of one parameter after the other (`culm.train.update.UpdateRatio`).
@@ -151,20 +165,13 @@ def needs_of(
     # DDP and FSDP2 have places for gradients all the time; those of updates in the backward are
     # counted on their own.
     accumulates = step.micro_batches > 1 or layout.processes > 1 or step.in_backward
-    tried = min(rows, max(2, TOKENS // (step.context * step.sequences)))
-    activations = dry_runs.activations(objective, step, tried, accumulates)
-    flops = training_flops(objective, step.batch(tried)) if count_flops else 0
-    sent = _sent(axes, step.micro_batches * rows / tried)
-    if rows > tried:  # from there on, memory grows evenly with the rows
-        fewer = dry_runs.activations(objective, step, tried // 2, accumulates)
-        activations += (activations - fewer) * (rows - tried) // (tried - tried // 2)
-    ranks = axes["tensor"].size
-    if piped is not None:  # each rank has its share of layers and of exchanges between their ranks
-        stages = layout.settings.pipeline
-        activations = int(activations / stages * piped.at_once(step.micro_batches))
-        sent = {name: Counter({k: n // stages for k, n in s.items()}) for name, s in sent.items()}
-        sent["pipeline"] = piped.sent(rows * step.sequences, step.context, step.micro_batches)
-    sent["tensor"]["all-reduce"] += 2 * held.added_up * (ranks - 1) // ranks
+    activations = dry_runs.activations(objective, step, accumulates)
+    if piped is not None:
+        at_once = piped.at_once(step.micro_batches)
+        activations = int(activations / layout.settings.pipeline * at_once)
+    for axis in axes.values():
+        axis.sent.clear()  # exchanges are counted in the pass of the FLOPs alone
+    flops = training_flops(objective, step.batch(step.tried)) if count_flops else 0
     share = held.trained / max(gradients, 1)
     memory = Memory(
         weights=held.weights + held.gathered + bytes_of(objective.buffers())
@@ -178,20 +185,31 @@ def needs_of(
         parameters=parameters,
         idle=idle,
         trained=trained,
-        rows=rows,
-        flops=flops * step.batch_size / tried * layout.alike + update.flops,
+        rows=step.rows,
+        flops=flops * step.batch_size / step.tried * layout.alike + update.flops,
         memory=memory,
         checkpoint_bytes=gradients + update.states,
-        sent=sent | {"data": held.sent(step.micro_batches)},
+        sent=_sent(step, axes, held, piped),
     )
 
 
-def _sent(axes: Mapping[str, SimulatedAxis], times: float) -> dict[str, Counter[str]]:
-    """Bytes of a step, from those of a dry run, which goes forward and back twice."""
-    return {
-        name: Counter({kind: int(bytes * times / 2) for kind, bytes in axis.sent.items()})
-        for name, axis in axes.items()
-    }
+def _sent(
+    step: Step, axes: Mapping[str, SimulatedAxis], held: Held, piped: Piped | None
+) -> dict[str, Counter[str]]:
+    """Bytes of a step, from those of a dry run."""
+    times = step.micro_batches * step.rows / step.tried
+    sent = {name: _times(axis.sent, times) for name, axis in axes.items()}
+    if piped is not None:  # each rank has its share of layers and of exchanges between their ranks
+        stages, rows = step.layout.settings.pipeline, step.rows * step.sequences
+        sent = {name: Counter({k: n // stages for k, n in s.items()}) for name, s in sent.items()}
+        sent["pipeline"] = piped.sent(rows, step.context, step.micro_batches)
+    ranks = axes["tensor"].size
+    sent["tensor"]["all-reduce"] += 2 * held.added_up * (ranks - 1) // ranks
+    return sent | {"data": held.sent(step.micro_batches)}
+
+
+def _times(sent: Mapping[str, int], times: float) -> Counter[str]:
+    return Counter({kind: int(bytes * times) for kind, bytes in sent.items()})
 
 
 def _parameters(model: nn.Module) -> int:

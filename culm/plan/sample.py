@@ -76,8 +76,7 @@ def sample(
     Raises:
         SettingError: a record that was read does not have the shape of the format.
     """
-    kept: list[tuple[Record, int]] = []
-    skips = invalid == "skip"
+    kept, ended, left_out = _Spread(size), True, LeftOutOnly()
 
     def lengths(record: Record) -> Iterator[int]:
         try:
@@ -85,39 +84,45 @@ def sample(
         except LeftOut:
             yield 0  # `prepare` counts it
 
-    left_out = LeftOutOnly()
-
     def skipped(error: ValueError) -> None:
         if isinstance(error, LeftOut):
             left_out(error)
-        elif skips:
-            failure = type(error)
-            kept.append((Record({}, source.name, str(error), failure=failure), 0))  # counted there
+        elif invalid == "skip":  # counted by `prepare`
+            kept.records.append((Record({}, source.name, str(error), failure=type(error)), 0))
         else:
             Notes(invalid).skipped(error)
 
-    read_records = read_bytes = kept_bytes = 0
-    stride, ended = 1, True
     for record, [length] in found_in(source, lengths, skipped):
-        if read_bytes >= checked:
+        if kept.read_bytes >= checked:
             ended = False
             break
-        if read_records % stride == 0:
-            kept.append((record, length))
-            kept_bytes += length
-        while kept_bytes > size and len(kept) > 1:
-            stride, kept[:] = 2 * stride, kept[::2]
-            kept_bytes = sum(length for _, length in kept)
-        read_records, read_bytes = read_records + 1, read_bytes + length
-    records = [record for record, _ in kept]
+        kept.add(record, length)
+    records = [record for record, _ in kept.records]
     written = sum(record.size or bytes_in(fields_of(record)) for record in records)
-    text = kept_bytes / max(1, written)
-    total = read_bytes if ended else _total(source, text, read_bytes / max(1, read_records))
-    share = kept_bytes / max(1, total) if total is not None else None
+    text, mean = kept.bytes / max(1, written), kept.read_bytes / max(1, kept.read_records)
+    total = kept.read_bytes if ended else _total(source, text, mean)
+    share = kept.bytes / max(1, total) if total is not None else None
     return Sample(
-        source.name, records, stride == 1, read_records, read_bytes, ended, total, share,
-        Counter(source.left_out) + left_out.counts,
+        source.name, records, kept.stride == 1, kept.read_records, kept.read_bytes, ended, total,
+        share, Counter(source.left_out) + left_out.counts,
     )  # fmt: skip
+
+
+class _Spread:
+    """Every n-th record of those read, with its bytes of text: about `size` bytes in all."""
+
+    def __init__(self, size: int) -> None:
+        self.records, self._size, self.stride = list[tuple[Record, int]](), size, 1
+        self.bytes = self.read_records = self.read_bytes = 0
+
+    def add(self, record: Record, length: int) -> None:
+        if self.read_records % self.stride == 0:
+            self.records.append((record, length))
+            self.bytes += length
+        while self.bytes > self._size and len(self.records) > 1:
+            self.stride, self.records = 2 * self.stride, self.records[::2]
+            self.bytes = sum(length for _, length in self.records)
+        self.read_records, self.read_bytes = self.read_records + 1, self.read_bytes + length
 
 
 def _total(source: Source, text: float, mean: float) -> int | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from culm import log
@@ -17,6 +19,7 @@ from culm.device import choose_precision
 from culm.dtype import activations_of
 from culm.model.ability import require_tokens_alone
 from culm.model.backend import place
+from culm.model.precision import full_precision
 from culm.model.transformer import Transformer
 from culm.objective.objective import Load, Objective
 from culm.run.reads import digest_of
@@ -94,10 +97,20 @@ def build_objective(
         count = sum(map(use_float8, objective.trained().values()))
         log.say(f"Training {count} linear layers with matmuls in fp8.")
     if train.weights == "bf16":
-        for owned in objective.models().values():
-            for parameter in owned.parameters():
-                parameter.data = parameter.data.bfloat16()
+        _round_weights(list(objective.models().values()))
     return objective
+
+
+def _round_weights(models: Sequence[Transformer]) -> None:
+    """To bf16, but for parts in fp32 that no model learns: FSDP2 needs one dtype for what learns,
+    and a reference the weights of the policy.
+    """
+    named = [(full_precision(model), dict(model.named_parameters())) for model in models]
+    learned = {name for _, own in named for name, weight in own.items() if weight.requires_grad}
+    for kept, own in named:
+        for name, weight in own.items():
+            if name in learned or name not in kept:
+                weight.data = weight.data.bfloat16()
 
 
 def change_model(config: RunConfig, model: Transformer) -> list[str]:

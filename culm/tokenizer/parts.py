@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import tokenizers
+
 LEADING = r"\A +"  # the expression for spaces before a text, where a tokenizer removes them
 
 
@@ -21,7 +23,15 @@ def without_prefix(written: str) -> str | None:
     return json.dumps(parts | changed, ensure_ascii=False)
 
 
-def without_specials(written: str) -> str | None:
+def without_specials(written: str) -> tokenizers.Tokenizer:
+    """The tokenizer to which the names of special tokens are letters."""
+    changed = _without_names(written)
+    inner = tokenizers.Tokenizer.from_str(written if changed is None else changed)
+    inner.encode_special_tokens = True
+    return inner
+
+
+def _without_names(written: str) -> str | None:
     """The JSON of a tokenizer, changed so that no text gives a special token.
 
     A unigram model finds the names of special tokens in a text as those of any other token. None

@@ -70,7 +70,7 @@ class Tokenizer:
         self._json = inner.to_str()
         # Two views of one vocabulary, since switching between them is not thread-safe.
         self._marked = inner
-        self._plain = _without_specials(self._json)
+        self._plain = without_specials(self._json)
         self.words = self.settings.get(WORDS)
         self._fast = self._faster()
         facts = self._json if self.words is None else f"{self._json}{WORDS}={self.words}"
@@ -165,7 +165,8 @@ class Tokenizer:
     @cached_property
     def template_fingerprint(self) -> str:
         """Of what decides how a dialogue is written; `fingerprint` is of the ids alone."""
-        facts = [self.template, token_names(self.settings), self.settings.get(ARGUMENTS) or {}]
+        names = token_names(self._stored_settings)
+        facts = [self.template, names, self.settings.get(ARGUMENTS) or {}]
         written = json.dumps(facts, sort_keys=True, default=str)
         return hashlib.sha256(written.encode()).hexdigest()
 
@@ -190,7 +191,7 @@ class Tokenizer:
         written = without_prefix(self._json)
         if written is None:
             return self._plain if plain else self._marked
-        return _without_specials(written) if plain else tokenizers.Tokenizer.from_str(written)
+        return without_specials(written) if plain else tokenizers.Tokenizer.from_str(written)
 
     @cached_property
     def sizes(self) -> list[int]:
@@ -257,9 +258,18 @@ class Tokenizer:
         """Write the files from which `load` and transformers restore this tokenizer."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / "tokenizer.json").write_text(self._json, encoding="utf-8")
+        write_settings(folder, self._stored_settings, self.template)
+        if self.generation:
+            write_json(folder / GENERATION, self.generation_config)
+        write_vectors(self, folder)
+
+    @property
+    def _stored_settings(self) -> dict[str, Any]:
+        """The settings as a file has them, with the names of the ends."""
         names = {id: name for name, id in self.specials.items()}
         ends = {"eos_token": names.get(self.end_of_text), "pad_token": names.get(self.end_of_text)}
-        settings = {
+        return {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "clean_up_tokenization_spaces": False,
             **{key: name for key, name in ends.items() if name is not None},
@@ -267,11 +277,6 @@ class Tokenizer:
             "end_of_text_id": self.end_of_text,
             "stop_ids": sorted(self.stop_ids),
         }
-        (folder / "tokenizer.json").write_text(self._json, encoding="utf-8")
-        write_settings(folder, settings, self.template)
-        if self.generation:
-            write_json(folder / GENERATION, self.generation_config)
-        write_vectors(self, folder)
 
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
@@ -289,11 +294,3 @@ class Tokenizer:
             raise SettingError(f"{folder}: {error}") from None
         check_vectors(loaded, folder)
         return loaded
-
-
-def _without_specials(written: str) -> tokenizers.Tokenizer:
-    """The tokenizer to which the names of special tokens are letters."""
-    changed = without_specials(written)
-    inner = tokenizers.Tokenizer.from_str(written if changed is None else changed)
-    inner.encode_special_tokens = True
-    return inner

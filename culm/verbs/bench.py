@@ -20,6 +20,7 @@ from culm import log
 from culm.adapt.quantize import Quantizer
 from culm.batch import Batch, counts_of
 from culm.config import SettingError, parse
+from culm.convert.weights import set_precision
 from culm.device import choose_device, choose_precision
 from culm.dtype import DTYPES
 from culm.log import progress
@@ -121,7 +122,8 @@ def decoder_of(
 
 def model_of(size: Size, weights: str, device: torch.device) -> Transformer:
     """A random model. weights: bf16, or the kind of a quantiser."""
-    model = size.model.build(device=device).eval().to(torch.bfloat16)
+    model = size.model.build(device=device).eval()
+    set_precision(model, torch.bfloat16)
     place(model, device, torch.bfloat16)
     if weights != "bf16":
         parse(Quantizer, weights, "weights").apply(model)

@@ -176,14 +176,14 @@ def _evaluated(model: str, settings: EvalConfig, options: Options, output: str |
         subject = Subject(responder.model, responder.tokenizer, seed=settings.seed)
         rest = settings.model_copy(update={"measures": others})
         results |= Evaluation(rest, subject).run(final=True)
-        _say_notes(responder)
     elif others:
         log.say(f"{', '.join(others)}: not measured, since a server does not give the model")
+    _say_notes(responder)
     return Evaluated(answers, results, dialogues)
 
 
-def _say_notes(local: LocalModel) -> None:
-    for note, count in local.notes.items():
+def _say_notes(responder: Responder) -> None:
+    for note, count in responder.notes.items():
         log.say(f"{count:,} {note}")
 
 

@@ -41,7 +41,7 @@ class Job:
             "--shutdown-timeout", str(GRACE - 10),
             "--nnodes", str(self.nodes), "--nproc-per-node", str(self.ranks),
             "--max-restarts", str(self.restarts), *meeting,
-            "-m", "culm.cli", "train", *given, *self.settings,
+            "-m", "culm", "train", *given, *self.settings,
         ]  # fmt: skip
 
     def command(self, host: str, job: str) -> str:

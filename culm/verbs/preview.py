@@ -14,6 +14,7 @@ from culm.data.mixture import Mixture
 from culm.data.origin import changes_since
 from culm.data.prepare import prepare
 from culm.data.prepared import verify
+from culm.data.settings import DataConfig, StreamConfig
 from culm.data.texts import texts_of
 from culm.parallel.ranks import Ranks
 from culm.plan.sample import Sample, relative_error, sample
@@ -113,18 +114,8 @@ def preview(
     """
     if config.train.objective.reads == "rollouts":
         return _questions(config, tokenizer, context)
-    folder, data = corpus.prepared, config.data
-    if folder is not None:
-        verify(folder)
-    seen = corpus.sample if folder is None else None
-    if folder is None and seen is not None:
-        folder = temporary / "data"
-        prepare(
-            seen, data.format, tokenizer, folder, data.held_out if seen.whole else 0.0,
-            duplicates=data.duplicates, invalid=data.invalid, difficulty=data.difficulty,
-            cleaner=Cleaner(data.clean),
-        )  # fmt: skip
-    assert folder is not None
+    data, folder = config.data, _folder(corpus, config.data, tokenizer, temporary)
+    seen = corpus.sample if corpus.prepared is None else None
     grading = planned_grading(config, tokenizer)
     rows = loader(config, tokenizer, folder, context, Ranks(count=ranks), "train", grading=grading)
     check_ends(rows, tokenizer)
@@ -136,12 +127,8 @@ def preview(
     mixed = planned_mixture(config, tokenizer, rows, context, ranks, share)
     facts += _learned(config, tokenizer, rows, seen, share)
     facts += mixture_facts(config, mixed, rows, share)
-    if (stream := data.stream) is not None:
-        tokenise = "process that tokenises" if stream.workers == 1 else "processes that tokenise"
-        facts.append((
-            "stream", f"{stream.workers} {tokenise} on each rank, windows of {stream.shuffle:,} "
-            "documents are shuffled",
-        ))  # fmt: skip
+    if data.stream is not None:
+        facts.append(("stream", _stream(data.stream)))
     facts += curriculum_facts(config, rows)
     facts.append(("held out", _held_out(config, folder, seen)))
     if "reference" in config.train.objective.columns and config.train.objective.reads == "pairs":
@@ -154,6 +141,28 @@ def preview(
     complete = folder if seen is None or seen.whole else None
     data_read = _fingerprint(config, tokenizer, context, ranks, mixed or rows, complete)
     return Preview(facts, samples, context, complete, rows.group, data_read)
+
+
+def _folder(corpus: Corpus, data: DataConfig, tokenizer: Tokenizer, temporary: Path) -> Path:
+    """Of the prepared corpus; if it is not prepared, of what was read of it."""
+    if corpus.prepared is not None:
+        verify(corpus.prepared)
+        return corpus.prepared
+    assert corpus.sample is not None
+    prepare(
+        corpus.sample, data.format, tokenizer, temporary / "data",
+        data.held_out if corpus.sample.whole else 0.0, duplicates=data.duplicates,
+        invalid=data.invalid, difficulty=data.difficulty, cleaner=Cleaner(data.clean),
+    )  # fmt: skip
+    return temporary / "data"
+
+
+def _stream(stream: StreamConfig) -> str:
+    tokenise = "process that tokenises" if stream.workers == 1 else "processes that tokenise"
+    return (
+        f"{stream.workers} {tokenise} on each rank, windows of {stream.shuffle:,} documents are "
+        "shuffled"
+    )
 
 
 def _fingerprint(

@@ -94,7 +94,7 @@ def _train(script: _Script, made: Lineage, sources: dict[str, str]) -> str:
     file = folder.with_suffix(".yaml")
     file.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
     ranks = [] if made.ranks == 1 else ["torchrun", "--nproc-per-node", str(made.ranks), "-m"]
-    script.add(made.directory, *ranks, "culm.cli" if ranks else "culm", "train", str(file))
+    script.add(made.directory, *ranks, "culm", "train", str(file))
     return str(folder)
 
 

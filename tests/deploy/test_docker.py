@@ -164,7 +164,7 @@ def served(services, tmp_path_factory) -> Iterator[int]:
     (folder / "serve.yaml").write_text(settings.replace("port: 8000", f"port: {port}"))
     places = {"/runs": str(folder / "runs"), "/etc/culm": str(folder)}
     line = [_placed(word, places) for word in services["serve"]["command"]]
-    with python(["-m", "culm.cli", *line], lambda: _healthy(port)) as process:
+    with python(["-m", "culm", *line], lambda: _healthy(port)) as process:
         yield port
         process.terminate()
         assert process.wait(30) == 0
@@ -200,7 +200,7 @@ def test_the_command_of_train(services, tmp_path: Path) -> None:
         "train.micro_batch_size=2", "eval={measures: {}}",
     ]  # fmt: skip
     done = subprocess.run(
-        [sys.executable, "-m", "culm.cli", "train", *line, *small], capture_output=True, text=True,
+        [sys.executable, "-m", "culm", "train", *line, *small], capture_output=True, text=True,
         env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

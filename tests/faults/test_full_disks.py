@@ -146,7 +146,7 @@ def test_a_terminal_that_takes_nothing(stage: Callable[..., dict], tmp_path: Pat
     file.write_text(yaml.safe_dump({**stage("sft"), "folder": str(tmp_path / "run")}))
     with open("/dev/full", "w") as full:
         code = subprocess.run(
-            [sys.executable, "-m", "culm.cli", "train", str(file)], stdout=full, stderr=full
+            [sys.executable, "-m", "culm", "train", str(file)], stdout=full, stderr=full
         ).returncode
     assert code == 0
     assert read_json(tmp_path / "run" / "status.json")["state"] == "finished"

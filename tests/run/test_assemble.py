@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 
 import pytest
 import torch
+from patch_models import TEXT, patch_model, tokens_of
 from torch import nn
 
 from culm.adapt.heads import with_scalar_head
@@ -16,6 +17,7 @@ from culm.model.attention.gqa import GQA
 from culm.model.context import Context
 from culm.model.transformer import Transformer, TransformerConfig
 from culm.objective.objective import Load, Objective, ObjectiveConfig
+from culm.objective.preference import Preference
 from culm.objective.reward import Reward
 from culm.run import objective
 from culm.run.objective import ModelLoader, build_objective, change_model
@@ -53,6 +55,32 @@ def test_what_an_objective_owns_besides_models_is_placed() -> None:
     objective = build_objective(config, model, device, ModelLoader(config, device))
     assert {p.device.type for p in objective.parameters()} == {"meta"}
     assert objective.model.head.weight is objective.model.embed.weight
+
+
+def test_what_learns_becomes_bf16_and_a_frozen_part_in_fp32_stays() -> None:
+    """The model that divides a text would divide it otherwise with rounded weights."""
+    train = TrainConfig(steps=1, weights="bf16")
+    model, device = patch_model("blt"), torch.device("cpu")
+    config = RunConfig(data=DataConfig(path=["text"]), model=SMALL, train=train)
+    before = model.ends(tokens_of(TEXT))
+    found = build_objective(config, model, device, ModelLoader(config, device)).model
+    for name, parameter in found.named_parameters():
+        frozen = name.startswith("bridge.patcher")
+        assert parameter.dtype == (torch.float32 if frozen else torch.bfloat16), name
+    assert torch.equal(model.ends(tokens_of(TEXT)), before)
+
+
+def test_a_reference_in_bf16_has_the_weights_of_the_policy() -> None:
+    """Norms too, which learn in bf16: else margins and KL would begin away from zero."""
+    train = TrainConfig(steps=1, objective=Preference(), weights="bf16")
+    config = RunConfig(data=DataConfig(path=["text"], format="pair"), model=SMALL, train=train)
+    device, model = torch.device("cpu"), SMALL.build(0)
+    nn.init.normal_(model.norm.weight, 1, 0.3)
+    found = build_objective(config, model, device, ModelLoader(config, device)).models()
+    policy, reference = (dict(one.named_parameters()) for one in found.values())
+    for name, weight in policy.items():
+        assert weight.dtype == torch.bfloat16
+        assert torch.equal(weight, reference[name])
 
 
 def test_a_further_model_with_another_tokenizer_is_refused(monkeypatch) -> None:

@@ -130,7 +130,7 @@ def test_stopped_before_it_trains(
 ) -> None:
     """While the tokenizer is trained, which follows the settings; while the corpus is prepared."""
     (tmp_path / "text.txt").write_text(paragraphs(200_000))
-    command = [sys.executable, "-m", "culm.cli", *line]
+    command = [sys.executable, "-m", "culm", *line]
     # A shell starts what it runs behind with interrupts ignored, and children would inherit that.
     heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heeds)
@@ -160,7 +160,7 @@ def test_a_terminal_that_is_gone_does_not_end_the_training(
 ) -> None:
     """Messages go to a full disk, or to a program that reads no more, as `head -1`."""
     (tmp_path / "text.txt").write_text(paragraphs(30))
-    command = [sys.executable, "-m", "culm.cli", *line]
+    command = [sys.executable, "-m", "culm", *line]
     if output == "full":
         if not FULL.exists():
             pytest.skip("no /dev/full here")
@@ -184,7 +184,7 @@ def test_a_terminal_that_is_gone_does_not_end_the_training(
 def test_a_hang_up_ends_a_run_after_a_whole_step(line: list[str], tmp_path: Path) -> None:
     """As when the terminal is closed; under nohup it trains on."""
     (tmp_path / "text.txt").write_text(paragraphs(30))
-    command = [sys.executable, "-m", "culm.cli", *line, "train.steps=100000"]
+    command = [sys.executable, "-m", "culm", *line, "train.steps=100000"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     metrics, until = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 100
     while len(read_lines(metrics)) < 3 and time.monotonic() < until:

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 def test_the_demo_keeps_its_promises(tmp_path: Path) -> None:
     """Held-out loss below 1.6 nats per byte, within two minutes of training and 1 GB."""
-    line = [sys.executable, "-m", "culm.cli", "train", "demo", f"folder={tmp_path}/demo"]
+    line = [sys.executable, "-m", "culm", "train", "demo", f"folder={tmp_path}/demo"]
     subprocess.run(line, check=True, cwd=tmp_path, capture_output=True)
     results = json.loads((tmp_path / "demo" / "results.json").read_text())
     assert results["loss"] < 1.6

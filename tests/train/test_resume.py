@@ -210,7 +210,7 @@ def test_a_signal_ends_a_run_after_a_whole_step(
     settings = {**stage("sft", steps=100_000), "folder": str(tmp_path / "run")}
     file = tmp_path / "run.yaml"
     file.write_text(yaml.safe_dump(settings))
-    command = [sys.executable, "-m", "culm.cli", "train", str(file)]
+    command = [sys.executable, "-m", "culm", "train", str(file)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     until = time.monotonic() + 60
     metrics = tmp_path / "run" / "metrics.jsonl"

@@ -22,7 +22,7 @@ JOB = Job("llm-v1", ("train.steps=10", "data.path=my books/*"), "runs/llm v1", 8
 COMMAND = (
     "--shutdown-timeout 110 --nnodes 4 --nproc-per-node 8 --max-restarts 3 --rdzv-backend c10d "
     "--rdzv-endpoint {host} "
-    "--rdzv-id {job} -m culm.cli train llm-v1 train.steps=10 'data.path=my books/*'"
+    "--rdzv-id {job} -m culm train llm-v1 train.steps=10 'data.path=my books/*'"
 )
 
 

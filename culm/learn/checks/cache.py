@@ -8,6 +8,7 @@ from torch import Tensor
 from culm.learn.exercise import Exercise, Mistake, normal
 from culm.learn.practice import small
 from culm.model import attend as library
+from culm.model.attend_cached import attend_cached
 from culm.model.attention.gqa import GQA
 from culm.model.cache import RollingCache
 from culm.model.context import CacheView, Context
@@ -19,7 +20,7 @@ Step = tuple[Tensor, Tensor, Tensor]
 def step(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor) -> Step:
     keys, values = torch.cat((keys, k[:, None]), 1), torch.cat((values, v[:, None]), 1)
     at = torch.arange(keys.shape[1])
-    out = library.attend_cached(q[None, None], keys[None], values[None], at, at[None, -1:])
+    out = attend_cached(q[None, None], keys[None], values[None], at, at[None, -1:])
     return out[0, 0], keys, values
 
 

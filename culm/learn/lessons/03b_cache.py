@@ -58,7 +58,7 @@ def step(q, k, v, keys, values):
 # %% [markdown]
 # ## The library's version
 #
-# `culm/model/cache.py` has the caches, and `attend_cached` in `culm/model/attend.py` reads them.
+# `culm/model/cache.py` has the caches, and `culm/model/attend_cached.py` reads them.
 # `culm/engine` decodes many texts at once with them. We train a small model, let it write with
 # your step, and compare its logits with those of reading the complete text: they must agree up to
 # rounding.

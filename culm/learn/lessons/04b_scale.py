@@ -188,7 +188,7 @@ def shards(weights, ranks):
 values = settings("two", 12)
 arguments = [f"{name}={json.dumps(value)}" for name, value in values.items()]
 done = subprocess.run(
-    [sys.executable, "-m", "culm.cli", "launch", "pretrain", *arguments, "--ranks", "2"],
+    [sys.executable, "-m", "culm", "launch", "pretrain", *arguments, "--ranks", "2"],
     capture_output=True, text=True, cwd=place,
 )  # fmt: skip
 assert done.returncode == 0, done.stderr[-2000:]

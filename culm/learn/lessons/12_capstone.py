@@ -170,7 +170,7 @@ with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     port = free.getsockname()[1]
 server = subprocess.Popen(
-    [sys.executable, "-m", "culm.cli", "serve", str(place / "int8"), "--port", str(port)],
+    [sys.executable, "-m", "culm", "serve", str(place / "int8"), "--port", str(port)],
     stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
 )  # fmt: skip
 
