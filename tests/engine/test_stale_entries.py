@@ -14,6 +14,7 @@ from culm.model.layer_cache import FP16_MAX
 from culm.model.transformer import TransformerConfig
 
 LARGE = 5  # a token
+GREEDY = Sampling(temperature=0)  # never takes LARGE, whose own answer is NaN
 EARLIER, SHORT, LONG = (*[1] * 20, LARGE, 6, 7), (1, 2, 3, 4), (*range(8, 40),)
 
 
@@ -65,7 +66,7 @@ def test_later_requests_in_the_same_slots_do_not_depend_on_it(fused, kind, size)
     if size != size:
         model.embed.weight.data[LARGE] = size
     used, fresh = (Engine(model, 2, fused=fused, cache=kind) for _ in range(2))
-    earlier = [Request((*EARLIER, *more), 3, Sampling(temperature=0)) for more in ((), (8, 9))]
+    earlier = [Request((*EARLIER, *more), 3, GREEDY) for more in ((), (8, 9))]
     if size == size:
         used.generate(earlier)
     else:
@@ -76,10 +77,10 @@ def test_later_requests_in_the_same_slots_do_not_depend_on_it(fused, kind, size)
 
 def events(engine):
     """Of a short prompt, which decodes beside a long one that came after it."""
-    greedy, made = Sampling(temperature=0), []
-    engine.add(Request(SHORT, 4, greedy))
+    made = []
+    engine.add(Request(SHORT, 4, GREEDY))
     made += engine.step()
-    engine.add(Request(LONG, 3, greedy))
+    engine.add(Request(LONG, 3, GREEDY))
     while engine.busy:
         made += engine.step()
     return [(event.token, event.logprob, event.finish) for event in made]
@@ -132,7 +133,7 @@ def test_a_prompt_that_was_read_in_parts_leaves_no_nan(how, attention, fused):
     for start in range(6):
         prompts = [tuple(range(start, start + length)) for length in (3, 30)]
         for prompt in prompts:
-            engine.add(Request(prompt, 3, Sampling(temperature=0)))
+            engine.add(Request(prompt, 3, GREEDY))
         assert ended(engine) == ("length", 0)
 
 
@@ -144,11 +145,11 @@ def test_blocks_that_an_answer_of_nan_read_are_not_kept(step_tokens):
     shared = tuple(6 + number % 60 for number in range(33))
     engine = Engine(model, 2, prefix_tokens=256, step_tokens=step_tokens)
     for _ in range(2):
-        assert ended(engine, Request((*shared, LARGE, 6, 7), 3)) == ("invalid", 0)
+        assert ended(engine, Request((*shared, LARGE, 6, 7), 3, GREEDY)) == ("invalid", 0)
         if step_tokens:
             number = engine.add(Request((*shared, LARGE, *shared[:20]), 3))
             for _ in range(3):
                 engine.step()
             engine.abort(number)
-    assert ended(engine, Request((*shared, 8, 9), 3)) == ("length", 0)
-    assert ended(engine, Request((*shared, 8, 10), 3)) == ("length", 32)
+    assert ended(engine, Request((*shared, 8, 9), 3, GREEDY)) == ("length", 0)
+    assert ended(engine, Request((*shared, 8, 10), 3, GREEDY)) == ("length", 32)
