@@ -3,6 +3,7 @@
 python bench/clean.py FOLDER planted             planted near-duplicates, by similarity
 python bench/clean.py FOLDER speeds              MB/s of each stage in one process
 python bench/clean.py FOLDER many MB PROCESSES   near_duplicates on the text with other words
+python bench/clean.py FOLDER prepare MB WORKERS  `culm prepare` of a file with planted duplicates
 """
 
 from __future__ import annotations
@@ -10,10 +11,13 @@ from __future__ import annotations
 import json
 import random
 import resource
+import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 
@@ -95,6 +99,41 @@ def many(texts: list[str], megabytes: int, workers: int) -> None:
     )
 
 
+def prepare(texts: list[str], megabytes: int, workers: int) -> None:
+    """A tenth of the documents are copies of earlier ones, and a tenth near-copies (0.95)."""
+    chance, size = random.Random(0), 0
+    words = [word for text in texts for word in text.split()]
+    earlier: list[list[str]] = []
+    counts = Counter[str]()
+    with tempfile.TemporaryDirectory() as temporary:
+        path, out = Path(temporary, "text.jsonl"), Path(temporary, "out")
+        with path.open("w") as file:
+            while size < megabytes * 1e6:
+                kind = chance.choices(("new", "copy", "near"), (8, 1, 1))[0] if earlier else "new"
+                if kind == "new":
+                    start, length = chance.randrange(len(words)), chance.randrange(200, 1500)
+                    document = changed(words[start : start + length], 0.3, chance)
+                else:
+                    document = chance.choice(earlier)
+                    document = document if kind == "copy" else changed(document, 0.95, chance)
+                if kind == "new" and (len(earlier) < 10_000 or chance.random() < 0.1):
+                    earlier.append(document)
+                line = json.dumps({"text": " ".join(document)})
+                size, counts[kind] = size + len(line), counts[kind] + 1
+                file.write(line + "\n")
+        began = time.perf_counter()
+        subprocess.run(
+            [sys.executable, "-m", "culm", "prepare", path, "--tokenizer", "bytes", "--out", out,
+             f"data.workers={workers}", "data.clean=[near_duplicates]"], check=True,
+        )  # fmt: skip
+        taken = time.perf_counter() - began
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e3
+    print(
+        f"planted: {dict(counts)}\n{size / 1e6:.0f} MB in {taken:.0f} s "
+        f"({size / taken / 1e6:.1f} MB/s); the largest process had {peak:.0f} MB"
+    )
+
+
 def _peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
@@ -108,7 +147,7 @@ def main() -> None:
     elif what == "speeds":
         speeds(texts)
     else:
-        many(texts, int(sys.argv[3]), int(sys.argv[4]))
+        {"many": many, "prepare": prepare}[what](texts, int(sys.argv[3]), int(sys.argv[4]))
 
 
 if __name__ == "__main__":

@@ -155,11 +155,10 @@ class ChunkedLogprobs(torch.autograd.Function):
         for index, (h, t, g, target) in enumerate(zip(*parts, strict=True)):
             logits = stored[index] if stored else capped(h @ w.t(), softcap)
             d = kernels.differentiate(logits, logsums[index], -g, temperature)
-            if known is None:
-                d.scatter_(-1, t[:, None], target[:, None])
-            else:  # the targets of other ranks are none of these logits
-                inside = known[index * CHUNK : index * CHUNK + len(h), None]
-                d.scatter_(-1, t[:, None], target[:, None].where(inside, d.gather(-1, t[:, None])))
+            at = torch.arange(len(t), device=t.device), t  # scatter_ would copy all of d, twice
+            if known is not None:  # the targets of other ranks are none of these logits
+                target = target.where(known[index * CHUNK : index * CHUNK + len(h)], d[at])
+            d[at] = target
             if softcap is not None:  # the derivative of tanh
                 d.mul_(1 - (logits / softcap).square())
             if grad_hidden is not None:
