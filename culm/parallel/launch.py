@@ -27,6 +27,7 @@ PATIENCE = timedelta(days=1)  # what the writer may need to prepare a corpus
 JOIN = 300.0  # seconds in which all ranks must have started
 TRY = timedelta(seconds=2)  # of waiting in C++, in which Python sees no signal
 LATER = timedelta(minutes=30)  # torch's own limit, once all ranks are here
+NEW_STORE = "CULM_NEW_STORE"  # set by `culm.parallel.torchrun`: each start has a store of its own
 
 
 def take_gpu() -> None:
@@ -89,10 +90,7 @@ def _join(backend: str) -> tuple[int, int]:
 
 
 def _store(rank: int) -> distributed.Store:
-    """The store through which the ranks meet: that of torchrun, or one that rank 0 starts.
-
-    That of torchrun outlives a restart, so each attempt has keys of its own.
-    """
+    """The store through which the ranks meet: that of torchrun, or one that rank 0 starts."""
     of_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     until = time.monotonic() + JOIN
     while True:
@@ -116,7 +114,9 @@ def _client(is_master: bool = False) -> distributed.Store:
 
 
 def _attempt(store: distributed.Store) -> distributed.Store:
-    """The keys of this attempt."""
+    """The keys of this attempt: the store of torch's own torchrun outlives a restart."""
+    if NEW_STORE in os.environ:
+        return store
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     return distributed.PrefixStore(f"attempt {attempt}", store)
 

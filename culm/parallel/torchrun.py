@@ -2,11 +2,12 @@
 
 torchrun starts a failed job again whatever it failed of, and ends with 1. This one does not start
 again what would fail again (`culm.exits.FINAL`), and ends with the code of the rank that failed
-first. Everything else is torchrun's.
+first. Its ranks meet in a new store at each start. Everything else is torchrun's.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Mapping
@@ -19,10 +20,18 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.launcher import api
 
 from culm.exits import FINAL, OTHER
+from culm.parallel.launch import NEW_STORE
 
 
 class Agent(LocalElasticAgent):
     """Starts the ranks of a machine, and again if they fail, unless that is final."""
+
+    def _rendezvous(self, worker_group: WorkerGroup) -> None:
+        """Have a new store for the ranks. torch would keep the first one for all starts: a machine
+        that joins later waits for its address in vain, and each machine counts its own starts.
+        """
+        worker_group.spec.rdzv_handler._bootstrap_store_info = None  # type: ignore[attr-defined]
+        super()._rendezvous(worker_group)
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         result = super()._monitor_workers(worker_group)
@@ -46,6 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
     128 and the number of a signal that ended it or this process.
     """
     api.LocalElasticAgent = Agent  # type: ignore[misc]  # torchrun has no setting for it
+    os.environ[NEW_STORE] = "1"  # for the ranks
     try:
         run.main(arguments)
     except ChildFailedError as error:

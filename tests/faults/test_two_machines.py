@@ -125,7 +125,7 @@ def until_trained(folder: Path, machine: Machine, step: int = LAST) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("lost", ["a rank", "a machine"])
+@pytest.mark.parametrize("lost", ["a rank", "the second machine", "the first machine"])
 def test_what_is_lost_comes_back(lost: str, start: Callable[..., Machine], tmp_path: Path) -> None:
     undisturbed = [start(name, "whole") for name in NAMES]
     assert [machine.end() for machine in undisturbed] == [0, 0], undisturbed[0].text()
@@ -133,9 +133,13 @@ def test_what_is_lost_comes_back(lost: str, start: Callable[..., Machine], tmp_p
     until_trained(tmp_path / "run", first)
     if lost == "a rank":
         os.kill(second.rank(), signal.SIGKILL)
-    else:
+    elif lost == "the second machine":
         second.lose()
         second = start(NAMES[1], "run")  # by the scheduler
+    else:  # where they meet: the other one ends, too
+        first.lose()
+        assert second.end() != 0
+        first, second = (start(name, "run") for name in NAMES)
     assert first.end() == 0, first.text()
     assert second.end() == 0, second.text()
     assert "Resuming" in first.text() + second.text()

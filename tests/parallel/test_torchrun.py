@@ -8,6 +8,7 @@ from torch.distributed.elastic.agent.server.api import RunResult, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler
 
 from culm.exits import AGAIN, DIVERGED, IN_USE, LOST_RANK, OTHER, REFUSED
 from culm.parallel import torchrun
@@ -69,3 +70,6 @@ def test_torch_still_has_what_is_changed_here() -> None:
     assert "LocalElasticAgent(" in inspect.getsource(torchrun.api.launch_agent)
     agent = inspect.getsource(LocalElasticAgent._invoke_run)
     assert "self._remaining_restarts > 0" in agent
+    meeting = inspect.getsource(DynamicRendezvousHandler.next_rendezvous)
+    assert "if self._bootstrap_store_info is None" in meeting
+    assert "self._rendezvous(" in inspect.getsource(LocalElasticAgent._initialize_workers)
