@@ -46,7 +46,7 @@ def test_the_run_in_a_container_is_readable(tmp_path: Path, monkeypatch) -> None
 
 
 def test_ray_names_a_function_that_there_is() -> None:
-    [line] = [line for line in lines(PAGES[1]) if "serve run deploy.ray" in line]
+    [line] = [line for line in lines(PAGES[1]) if "serve run culm.serve" in line]
     module, function = re.search(r"serve run (\S+):(\w+)", line).groups()  # type: ignore[union-attr]
     text = (ROOT / f"{module.replace('.', '/')}.py").read_text()
     assert f"def {function}(" in text

@@ -1,9 +1,14 @@
 """Ray Serve and SkyPilot: replicas on a local cluster, and a file that names what there is."""
 
 import os
+import random
 import shlex
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx2 as httpx
@@ -20,60 +25,47 @@ DEPLOY = Path(__file__).parents[2] / "deploy"
 
 # The application as `serve run` starts it, with a port and a size of the test.
 CLUSTER = """
-import importlib.util, sys, time
+import sys
 import ray
 from ray import serve
+from culm.serve.ray import build
 
-port, script = int(sys.argv[1]), sys.argv[2]
 ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=10**8)
-serve.start(http_options={"host": "127.0.0.1", "port": port})
-found = importlib.util.spec_from_file_location("culm_ray_serve", script)
-module = importlib.util.module_from_spec(found)
-found.loader.exec_module(module)
-serve.run(module.build({"cpus": "0.5", "replicas": "2"}))
+serve.start(http_options={"host": "127.0.0.1", "port": int(sys.argv[1])})
+serve.run(build({"cpus": "0.5", "replicas": "2", "least": "2"}))
 print("ready", flush=True)
 sys.stdin.read()
 serve.shutdown()
 ray.shutdown()
 """
+KEY = {"Authorization": "Bearer secret"}
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     words = Bytes(specials=True).build()
     config = TransformerConfig(
-        vocabulary=words.vocabulary, width=32, layers=1, context=128, attention=(GQA(heads=2),)
+        vocabulary=words.vocabulary, width=32, layers=1, context=2048, attention=(GQA(heads=2),)
     )
     native.save(config.build(seed=0), words, tmp_path / "fox")
     return tmp_path / "fox"
 
 
-@pytest.mark.slow
-def test_replicas_on_a_local_cluster(model: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def url(model: Path) -> Iterator[str]:
+    """Of two replicas on a local cluster."""
     pytest.importorskip("ray.serve")
     port = free_port()
     given = {"CULM_MODEL": str(model), "CULM_API_KEY": "secret", "RAY_USAGE_STATS_ENABLED": "0"}
     process = subprocess.Popen(
-        [sys.executable, "-c", CLUSTER, str(port), str(DEPLOY / "ray" / "serve.py")],
+        [sys.executable, "-c", CLUSTER, str(port)],
         env={**os.environ, **given}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdin is not None
     assert process.stdout is not None
     try:
         assert any(line.strip() == "ready" for line in process.stdout)
-        url = f"http://127.0.0.1:{port}"
-        assert httpx.get(f"{url}/health/ready").status_code == 200
-        body = {"model": "fox", "prompt": "a", "max_tokens": 5, "ignore_eos": True}
-        assert httpx.post(f"{url}/v1/completions", json=body).status_code == 401
-        key = {"Authorization": "Bearer secret"}
-        answer = httpx.post(f"{url}/v1/completions", json=body, headers=key, timeout=60)
-        assert answer.status_code == 200
-        assert answer.json()["usage"]["completion_tokens"] == 5
-        stream = {**body, "stream": True}
-        with httpx.stream("POST", f"{url}/v1/completions", json=stream, headers=key) as pieces:
-            lines = [line for line in pieces.iter_lines() if line.startswith("data: ")]
-        assert lines[-1] == "data: [DONE]"
-        assert "vllm:num_requests_waiting" in httpx.get(f"{url}/metrics", headers=key).text
+        yield f"http://127.0.0.1:{port}"
     finally:
         process.stdin.close()
         try:
@@ -81,6 +73,69 @@ def test_replicas_on_a_local_cluster(model: Path, tmp_path: Path) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def replicas() -> list[int]:
+    """Their processes."""
+    found = subprocess.run(
+        ["pgrep", "-f", "^ray::ServeReplica:default:Replica"], capture_output=True, text=True
+    )
+    return [int(one) for one in found.stdout.split()]
+
+
+def ask(url: str, prompt: str, **more: object) -> httpx.Response:
+    body = {"model": "fox", "prompt": prompt, "max_tokens": 5, "ignore_eos": True, **more}
+    return httpx.post(f"{url}/v1/completions", json=body, headers=KEY, timeout=60)
+
+
+@pytest.mark.slow
+def test_replicas_on_a_local_cluster(url: str) -> None:
+    assert httpx.get(f"{url}/health/ready").status_code == 200
+    body = {"model": "fox", "prompt": "a", "max_tokens": 5, "ignore_eos": True}
+    assert httpx.post(f"{url}/v1/completions", json=body).status_code == 401
+    answer = ask(url, "a")
+    assert answer.status_code == 200
+    assert answer.json()["usage"]["completion_tokens"] == 5
+    stream = {**body, "stream": True}
+    with httpx.stream("POST", f"{url}/v1/completions", json=stream, headers=KEY) as pieces:
+        lines = [line for line in pieces.iter_lines() if line.startswith("data: ")]
+    assert lines[-1] == "data: [DONE]"
+    assert ask(url, "a", max_tokens=-1).status_code == 400
+    assert httpx.get(f"{url}/nothing", headers=KEY).status_code == 404
+    assert "vllm:num_requests_waiting" in httpx.get(f"{url}/metrics", headers=KEY).text
+
+
+@pytest.mark.slow
+def test_dialogues_stay_with_the_replica_that_has_read_them(url: str) -> None:
+    """Eight dialogues of growing length in random turns; each replica has room for all."""
+    chance, turns = random.Random(0), [n for n in range(8) for _ in range(4)]
+    chance.shuffle(turns)
+    texts = {n: f"{n} " + "".join(chance.choices("abcdefgh ", k=300)) for n in range(8)}
+    seen = set[int]()
+    for number in turns:
+        usage = ask(url, texts[number]).json()["usage"]
+        known = usage["prompt_tokens_details"]["cached_tokens"]
+        assert (known > 200) == (number in seen), (number, usage)
+        seen.add(number)
+        texts[number] += "".join(chance.choices("abcdefgh ", k=100))
+
+
+@pytest.mark.slow
+def test_a_killed_replica_loses_no_request_in_silence(url: str) -> None:
+    before = replicas()
+    assert len(before) == 2
+    with ThreadPoolExecutor(12) as pool:
+        waiting = [pool.submit(ask, url, f"{n} " * 200, max_tokens=1200) for n in range(12)]
+        time.sleep(1.5)
+        os.kill(before[0], signal.SIGKILL)
+        answers = [one.result() for one in waiting]
+    for answer in answers:
+        if answer.status_code == 200:
+            assert answer.json()["usage"]["completion_tokens"] == 1200
+        else:
+            assert (answer.status_code, answer.json()["error"]["code"]) == (502, "replica_lost")
+    assert sum(answer.status_code == 200 for answer in answers) >= 6
+    assert ask(url, "after").status_code == 200
 
 
 def test_skypilot_names_what_the_server_has(model: Path) -> None:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import quote
 
 import httpx2 as httpx
 from starlette.datastructures import MutableHeaders
+from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from culm.serve.http.error import ApiError
+from culm.serve.route.prefixes import prompt_keys
 from culm.serve.route.replicas import Replica
+
+METHODS = ["GET", "HEAD", "POST", "DELETE", "OPTIONS"]
 
 API = ("/v1/", "/tokenize", "/detokenize")  # paths where asking twice changes nothing
 SESSION = "mcp-session-id"
@@ -53,6 +58,20 @@ class Asked:
         return dict(self.headers).get(SESSION.encode(), b"").decode("latin-1")
 
 
+async def asked_of(request: Request, blocks: int, whole_seconds: float) -> Asked:
+    """Read a request. blocks: of its prompt that get keys, at most."""
+    body = await request.body()
+    fields: Any = None
+    with suppress(ValueError, RecursionError):  # a replica says what is wrong
+        fields = json.loads(body) if body else None
+    fields = fields if isinstance(fields, dict) else {}
+    return Asked(
+        request.method, request.scope["path"], request.scope["query_string"],
+        tuple(request.headers.raw), body, prompt_keys(fields, request.state.client.salt, blocks),
+        bool(fields.get("stream")), whole_seconds,
+    )  # fmt: skip
+
+
 async def answer_of(
     replica: Replica, asked: Asked, client: httpx.AsyncClient, broke: Callable[[], None]
 ) -> Response:
@@ -87,7 +106,7 @@ class Relay(StreamingResponse):
         """stack: what is open as long as the stream is."""
         pieces: AsyncIterator[bytes] = response.aiter_raw()
         if asked.path.startswith(API):
-            pieces = _events(pieces, broke)
+            pieces = events(pieces, broke, httpx.TransportError)
         super().__init__(pieces, response.status_code)
         _with_headers(self, response)
         self._stack = stack
@@ -104,8 +123,10 @@ def _url(replica: Replica, asked: Asked) -> str:
     return f"{replica.url}{quote(asked.path)}{query}"
 
 
-async def _events(pieces: AsyncIterator[bytes], broke: Callable[[], None]) -> AsyncIterator[bytes]:
-    """Whole events, so that an error can follow each of them."""
+async def events(
+    pieces: AsyncIterator[bytes], broke: Callable[[], None], lost: type[Exception]
+) -> AsyncIterator[bytes]:
+    """Whole events, so that an error can follow each of them: where `lost` ends the pieces."""
     held = b""
     try:
         async for piece in pieces:
@@ -113,7 +134,7 @@ async def _events(pieces: AsyncIterator[bytes], broke: Callable[[], None]) -> As
             if end:
                 yield whole + end
             held = rest
-    except httpx.TransportError:
+    except lost:
         broke()
         yield f"data: {json.dumps(broken_off().body)}\n\n".encode()
 
@@ -121,6 +142,11 @@ async def _events(pieces: AsyncIterator[bytes], broke: Callable[[], None]) -> As
 def broken_off() -> ApiError:
     """The error of an answer that a replica has not completed."""
     return ApiError(502, "The server that answered broke off; ask again.", "replica_lost")
+
+
+async def refused(request: Request, error: ApiError) -> Response:
+    """The response of an error."""
+    return error.response()
 
 
 def _with_headers(answer: Response, of: httpx.Response) -> Response:

@@ -7,6 +7,7 @@ import hashlib
 import math
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import httpx2 as httpx
 
@@ -17,13 +18,48 @@ EXCESS = 1.25  # times the mean number of requests that a preferred replica may 
 PROBE_SECONDS = 1.0
 
 
-class Replica:
-    """One server. open: requests that wait for it. up: whether it could be reached lately."""
+class Load:
+    """What a server does: the beginnings of prompts that it has read, and its open requests.
+
+    name: differs from that of other servers.
+    """
+
+    def __init__(self, name: str, blocks: int) -> None:
+        self.name, self.kept, self.open = name, Kept(blocks), 0
+
+
+L = TypeVar("L", bound=Load)
+
+
+def preferred(servers: Sequence[L], keys: Sequence[bytes], slots: int) -> L:
+    """The best server for a prompt. keys: of its blocks.
+
+    The one that has read at least half of the prompt comes first, with more of it before less; else
+    the one with the fewest requests, and of equal ones the first by rendezvous hashing, on which
+    several routers agree. A server that is preferred for its cache has at most 1.25 times the mean
+    number of requests (consistent hashing with bounded loads, arXiv:1608.01350), or fewer than
+    `slots`, which cost the others nothing.
+    """
+    mean = (sum(one.open for one in servers) + 1) / len(servers)
+    limit = max(slots, math.ceil(EXCESS * mean))
+    first = keys[0] if keys else b""
+
+    def worth(one: L) -> tuple[int, int, bytes]:
+        known = one.kept.match(keys)
+        worth_it = known >= SHARE * len(keys) and one.open < limit
+        by_hash = hashlib.sha256(first + one.name.encode()).digest()
+        return known if worth_it else 0, -one.open, by_hash
+
+    return max(servers, key=worth)
+
+
+class Replica(Load):
+    """A server at a URL. open: requests that wait for it. up: whether it was reached lately."""
 
     def __init__(self, url: str, blocks: int) -> None:
         self.url = url.rstrip("/")
-        self.kept = Kept(blocks)
-        self.open, self.up = 0, True
+        super().__init__(self.url, blocks)
+        self.up = True
         self._probe: asyncio.Task[None] | None = None
 
     @contextmanager
@@ -61,14 +97,7 @@ class Replica:
 
 
 class Replicas:
-    """Chooses a replica for each prompt.
-
-    The one that has read at least half of the prompt comes first, with more of it before less; else
-    the one with the fewest requests, and of equal ones the first by rendezvous hashing, on which
-    several routers agree. A replica that is preferred for its cache has at most 1.25 times the mean
-    number of requests (consistent hashing with bounded loads, arXiv:1608.01350), or fewer than
-    `slots`, which cost the others nothing.
-    """
+    """Chooses a replica for each prompt (`preferred`) among those that can be reached."""
 
     def __init__(self, urls: Sequence[str], slots: int, blocks: int) -> None:
         self.all = [Replica(url, blocks) for url in urls]
@@ -77,20 +106,5 @@ class Replicas:
     def choose(self, keys: Sequence[bytes], tried: Collection[Replica]) -> Replica | None:
         """The best one that was not tried; None: all were. keys: of the prompt's blocks."""
         left = [one for one in self.all if one not in tried]
-        if not left:
-            return None
         up = [one for one in left if one.up] or left
-        mean = (sum(one.open for one in up) + 1) / len(up)
-        limit = max(self._slots, math.ceil(EXCESS * mean))
-
-        def worth(one: Replica) -> tuple[int, int, bytes]:
-            known = one.kept.match(keys)
-            worth_it = known >= SHARE * len(keys) and one.open < limit
-            return known if worth_it else 0, -one.open, _rendezvous(keys, one)
-
-        return max(up, key=worth)
-
-
-def _rendezvous(keys: Sequence[bytes], replica: Replica) -> bytes:
-    first = keys[0] if keys else b""
-    return hashlib.sha256(first + replica.url.encode()).digest()
+        return preferred(up, keys, self._slots) if up else None

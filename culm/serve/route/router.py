@@ -8,10 +8,9 @@ an error.
 from __future__ import annotations
 
 import asyncio
-import json
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
@@ -28,13 +27,19 @@ from culm.serve.http.error import ApiError
 from culm.serve.http.guard import LOOPBACK, Guard
 from culm.serve.http.leaving import unless_gone
 from culm.serve.route.counts import Counts
-from culm.serve.route.prefixes import prompt_keys
-from culm.serve.route.relay import SESSION, Asked, answer_of, broken_off
+from culm.serve.route.relay import (
+    METHODS,
+    SESSION,
+    Asked,
+    answer_of,
+    asked_of,
+    broken_off,
+    refused,
+)
 from culm.serve.route.replicas import Replica, Replicas
 from culm.serve.settings import ServeConfig
 
 SESSIONS = 10_000  # of MCP's older versions, each of which lives in one replica
-METHODS = ["GET", "HEAD", "POST", "DELETE", "OPTIONS"]
 
 
 class Router:
@@ -107,27 +112,15 @@ class Router:
         """Of a replica, to anything else."""
         if self.draining:
             raise ApiError(503, "The server is shutting down.", "shutting_down", retry=10)
-        return await unless_gone(request, self._ask(await self._read(request)))
+        asked = await asked_of(request, self._blocks, self.settings.answer_seconds)
+        return await unless_gone(request, self._ask(asked))
 
     # -----------------------------------------------------------------------------------------
-
-    async def _read(self, request: Request) -> Asked:
-        body = await request.body()
-        fields: Any = None
-        with suppress(ValueError, RecursionError):  # a replica says what is wrong
-            fields = json.loads(body) if body else None
-        fields = fields if isinstance(fields, dict) else {}
-        return Asked(
-            request.method, request.scope["path"], request.scope["query_string"],
-            tuple(request.headers.raw), body,
-            prompt_keys(fields, request.state.client.salt, self._blocks),
-            bool(fields.get("stream")), self.settings.answer_seconds,
-        )  # fmt: skip
 
     async def _ask(self, asked: Asked) -> Response:
         """The answer of the first replica that has one, or the last refusal."""
         tried: list[Replica] = []
-        refused: Response | None = None
+        refusal: Response | None = None
         broke = 0
         while replica := self._next(asked, tried):
             tried.append(replica)
@@ -143,9 +136,9 @@ class Router:
             if answer.status_code != 503:
                 self._answered(replica, asked, answer, known)
                 return answer
-            refused = answer
-        if refused is not None:
-            return refused
+            refusal = answer
+        if refusal is not None:
+            return refusal
         raise ApiError(503, "No server can be reached; try again soon.", "no_replica", retry=5)
 
     def _next(self, asked: Asked, tried: Sequence[Replica]) -> Replica | None:
@@ -183,11 +176,7 @@ def build(router: Router, clients: Clients) -> Starlette:
         Route("/reload", router.reload, methods=["POST"]),
         Route("/{path:path}", router.answer, methods=METHODS),
     ]
-    errors: Any = {ApiError: _refused}
+    errors: Any = {ApiError: refused}
     return Starlette(
         routes=routes, middleware=[guard], lifespan=router.running, exception_handlers=errors
     )
-
-
-async def _refused(request: Request, error: ApiError) -> Response:
-    return error.response()
