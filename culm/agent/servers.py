@@ -8,12 +8,15 @@ from __future__ import annotations
 import math
 import re
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
+from culm.agent.approval import Ask
+from culm.agent.questions import Questions
 from culm.agent.server_settings import ServerConfig, filled
 from culm.config import SettingError
 from culm.tools.function import HIDDEN, ToolError
@@ -40,27 +43,29 @@ class ServerTool:
 
 
 class Servers:
-    """The servers of a file as they run; a context manager.
+    """The servers of a file as they run; a context manager. ask: a person, whom a server may ask in
+    the middle of a call; None: there is nobody, and servers are told so.
 
     Raises:
         SettingError: the package `mcp` is not installed; on entering: a server does not start.
     """
 
-    def __init__(self, servers: Mapping[str, ServerConfig]) -> None:
+    def __init__(self, servers: Mapping[str, ServerConfig], ask: Ask | None = None) -> None:
         try:
             import anyio.from_thread
             import mcp  # noqa: F401
         except ImportError:
             raise SettingError("MCP servers need mcp: pip install 'culm[agent]'") from None
         self._portal = anyio.from_thread.start_blocking_portal()
-        self._servers, self._stack = servers, ExitStack()
+        self._servers, self._ask, self._stack = servers, ask, ExitStack()
         self.functions: list[ServerTool] = []
 
     def __enter__(self) -> Servers:
         portal = self._stack.enter_context(self._portal)
         try:
             for name, config in self._servers.items():
-                connection = ServerConnection(name, config, portal)
+                questions = None if self._ask is None else Questions(name, self._ask)
+                connection = ServerConnection(name, config, portal, questions)
                 self._stack.callback(connection.close)
                 self.functions += connection.open()
         except BaseException:
@@ -75,8 +80,11 @@ class Servers:
 class ServerConnection:
     """One server. Its client lives in one task of the event loop of `portal`."""
 
-    def __init__(self, name: str, config: ServerConfig, portal: Any) -> None:
+    def __init__(
+        self, name: str, config: ServerConfig, portal: Any, questions: Questions | None
+    ) -> None:
         self._name, self._config, self._portal = name, config, portal
+        self._questions = questions
         self._client: Any = None
         self._leave: Any = None
         self._task: Any = None
@@ -99,16 +107,14 @@ class ServerConnection:
         ]  # fmt: skip
 
     def call(self, tool: str, arguments: Mapping[str, Any], seconds: float) -> str:
-        """The text of a result.
+        """The text of a result. seconds: without those in which a person answers the server.
 
         Raises:
             ToolError: the server says so, or gives none in time.
         """
-        future = self._portal.start_task_soon(
-            self._client.call_tool, tool, dict(arguments), seconds
-        )
+        future = self._portal.start_task_soon(self._client.call_tool, tool, dict(arguments))
         try:
-            found = future.result(seconds + 0.5)
+            found = self._result(future, seconds)
         except TimeoutError:
             future.cancel()
             raise ToolError(f"{self._name} timed out: no result within {seconds:g} s") from None
@@ -118,6 +124,19 @@ class ServerConnection:
         if found.is_error:
             raise ToolError(text)
         return text
+
+    def _result(self, future: Future[Any], seconds: float) -> Any:
+        """Of a call. Raises TimeoutError."""
+        asked = 0.0 if self._questions is None else self._questions.seconds
+        until = time.monotonic() + seconds
+        while True:
+            try:
+                return future.result(max(0.0, until - time.monotonic()))
+            except TimeoutError:
+                now = 0.0 if self._questions is None else self._questions.seconds
+                if future.done() or now == asked:
+                    raise
+                until, asked = until + now - asked, now
 
     def close(self) -> None:
         if self._task is not None:
@@ -129,17 +148,22 @@ class ServerConnection:
 
     async def _serve(self, said: Any, *, task_status: Any) -> None:
         import anyio
-        from mcp import Client
 
         self._leave = anyio.Event()
         async with anyio.create_task_group():
             with anyio.fail_after(CONNECT) as limit:
-                async with self._http() as http, Client(self._transport(said, http)) as client:
+                async with self._http() as http, self._new_client(said, http) as client:
                     self._client = client
                     tools = await _listed(client)
                     limit.deadline = math.inf
                     task_status.started(tools)
                     await self._leave.wait()
+
+    def _new_client(self, said: Any, http: Any) -> Any:
+        from mcp import Client
+
+        answer = None if self._questions is None else self._questions.answer
+        return Client(self._transport(said, http), elicitation_callback=answer)
 
     def _http(self) -> Any:
         """The HTTP client of a server at a URL, with its headers."""

@@ -48,7 +48,8 @@ class ToolSettings:
 
 @contextmanager
 def opened(settings: ToolSettings, ask: Ask | None) -> Iterator[list[ToolFunction]]:
-    """The functions, for one question. ask: a person, about definitions that have changed.
+    """The functions, for one question. ask: a person, about definitions that have changed,
+    and for what servers want to know.
 
     Raises:
         SettingError: one cannot be used; none is left out for that.
@@ -68,7 +69,7 @@ def opened(settings: ToolSettings, ask: Ask | None) -> Iterator[list[ToolFunctio
             yield functions
             return
         path = Path(settings.mcp)
-        with Servers(read_servers(path)) as servers:
+        with Servers(read_servers(path), ask) as servers:
             check_pins(pins_file(path), servers.functions, ask)
             functions += servers.functions
             check_names(functions)

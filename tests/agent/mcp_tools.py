@@ -3,9 +3,12 @@
 import asyncio
 import os
 import sys
+from typing import Annotated
 
 from mcp.server import MCPServer
+from mcp.server.mcpserver import Elicit, Resolve
 from mcp.server.mcpserver.exceptions import ToolError
+from pydantic import BaseModel
 
 server = MCPServer("notes", version="1")
 
@@ -32,6 +35,22 @@ async def sleep() -> str:
 def fail() -> str:
     """Fails."""
     raise ToolError("it is broken")
+
+
+class Table(BaseModel):
+    people: int
+    smoking: bool = False
+    name: str
+
+
+def table() -> Elicit[Table]:
+    return Elicit("Which\x1b table?", Table)
+
+
+@server.tool()
+def book(chosen: Annotated[Table, Resolve(table)]) -> str:
+    """Asks for a name and a number of people."""
+    return chosen.model_dump_json()
 
 
 if __name__ == "__main__":
