@@ -96,7 +96,7 @@ def parsed(said: str, field: Mapping[str, Any]) -> Any:
         return [parsed(one, {"type": "string", **field.get("items", {})}) for one in parts]
     choices = _choices(field)
     if choices and said not in choices:
-        raise ValueError(f"{said!r} is none of {', '.join(choices)}")
+        raise ValueError(f"{said!r} is not one of {', '.join(choices)}")
     match field.get("type"):
         case "boolean":
             if said.lower() not in YES + NO:

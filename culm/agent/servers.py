@@ -44,7 +44,7 @@ class ServerTool:
 
 class Servers:
     """The servers of a file as they run; a context manager. ask: a person, whom a server may ask in
-    the middle of a call; None: there is nobody, and servers are told so.
+    the middle of a call; None: nobody, and servers know it.
 
     Raises:
         SettingError: the package `mcp` is not installed; on entering: a server does not start.
