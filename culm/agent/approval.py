@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from threading import Lock
 from typing import Any, Literal, get_args
 
 from culm.config import SettingError
@@ -20,16 +24,43 @@ NO_TERMINAL = "a person must approve this call, and there is no terminal to ask 
 Ask = Callable[[str], str]
 
 
+class Person:
+    """Somebody who is asked one thing at a time. ask: shows a text and gives the line that they
+    write, with its end; empty: there will be no more.
+    """
+
+    def __init__(self, ask: Ask) -> None:
+        self._ask, self._turn = ask, Lock()
+        self._taken = 0.0
+        self._since: float | None = None
+
+    def __call__(self, text: str) -> str:
+        with self._turn:
+            self._since = time.monotonic()
+            try:
+                return self._ask(text)
+            finally:
+                self._taken, self._since = self.seconds(), None
+
+    def seconds(self) -> float:
+        """That they have taken so far, with those of an open question."""
+        since = self._since
+        return self._taken + (0.0 if since is None else time.monotonic() - since)
+
+
 @dataclass
 class Approvals:
     """rules: pairs (pattern of names, policy), of which the last that fits counts; without one,
-    `auto` for tools that can do no harm, else `ask`. ask: shows a text and gives what the person
-    answers; None: there is nobody.
+    `auto` for tools that can do no harm, else `ask`. person: who is asked; None: there is nobody.
     """
 
     rules: Sequence[tuple[str, Policy]] = ()
-    ask: Ask | None = None
+    person: Person | None = None
     _always: set[str] = field(default_factory=set)
+
+    def asked_seconds(self) -> float:
+        """That the person has taken so far."""
+        return 0.0 if self.person is None else self.person.seconds()
 
     def policy(self, name: str) -> Policy:
         fits = [policy for pattern, policy in self.rules if fnmatchcase(name, pattern)]
@@ -42,10 +73,10 @@ class Approvals:
             return f"{name} must not be called"
         if policy == "auto" or name in self._always:
             return None
-        if self.ask is None:
+        if self.person is None:
             return NO_TERMINAL
         shown = HIDDEN.sub("\ufffd", json.dumps(dict(arguments), ensure_ascii=False, indent=1))
-        said = self.ask(f"{name} {shown}\nAllow this call? [y]es, [a]lways, [n]o: ")
+        said = self.person(f"{name} {shown}\nAllow this call? [y]es, [a]lways, [n]o: ")
         if said.strip().lower() in ("a", "always"):
             self._always.add(name)
             return None
@@ -68,14 +99,28 @@ def rules_of(given: Sequence[str]) -> list[tuple[str, Policy]]:
     return rules
 
 
-def terminal() -> Ask | None:
-    """Asks a person; None if there is no terminal. Standard output is left to the answer."""
+def terminal() -> Person | None:
+    """The person at the terminal; None if there is none. Standard output is left to the answer."""
     if not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
         return None
 
     def ask(text: str) -> str:
         sys.stderr.write(text)
         sys.stderr.flush()
-        return sys.stdin.readline()
+        return _line(sys.stdin.fileno())
 
-    return ask
+    return Person(ask)
+
+
+def _line(terminal: int) -> str:
+    """The next line that is typed, with its end; empty at the end of the input. What was typed
+    before is dropped: it was no answer to this.
+    """
+    with suppress(ImportError):  # Windows
+        import termios
+
+        termios.tcflush(terminal, termios.TCIFLUSH)
+    data = b""
+    while not data.endswith(b"\n") and (part := os.read(terminal, 4096)):
+        data += part
+    return data.decode(errors="replace")

@@ -18,6 +18,7 @@ from typing import Literal
 from culm.agent.answer import ChatModel, Json, ModelAnswer, ModelFailed, ToolCall, call_id, written
 from culm.agent.approval import Approvals
 from culm.tokenizer.message import Message
+from culm.tools.deadline import Deadline
 from culm.tools.function import (
     Result,
     ToolFunction,
@@ -121,7 +122,7 @@ class _Run:
         self._agent, self._budget, self._functions = agent, agent.budget, functions
         self._messages: list[Message] = []
         self._results: dict[tuple[str, str], tuple[int, str]] = {}  # of calls that were made
-        self._start = time.monotonic()
+        self._deadline = Deadline(self._budget.seconds, agent.approvals.asked_seconds)
         self._tokens = self._steps = 0
 
     def outcome(self, question: str) -> AgentOutcome:
@@ -138,10 +139,10 @@ class _Run:
             start = time.monotonic()
             try:
                 answer = agent.model.answer(
-                    self._messages, tools, budget.tokens - self._tokens, self._left()
+                    self._messages, tools, budget.tokens - self._tokens, self._deadline.left
                 )
             except ModelFailed as error:
-                late = self._left() <= 0
+                late = not self._deadline.left
                 return self._end(said, "seconds" if late else "model", str(error))
             self._steps += 1
             self._tokens += answer.tokens
@@ -182,18 +183,13 @@ class _Run:
             arguments = None
         if fault := fault_of(call.name, arguments, self._functions):
             return failure(fault)
-        asked = time.monotonic()
-        refusal = self._agent.approvals.refusal(call.name, arguments)
-        self._start += time.monotonic() - asked  # a person may think as long as they want
-        if refusal:
+        approvals = self._agent.approvals
+        if refusal := approvals.refusal(call.name, arguments):
             return failure(refusal)
-        seconds = min(self._budget.call_seconds, self._left())
+        seconds = min(self._budget.call_seconds, self._deadline.left)
         if seconds <= 0:
             return failure("no time is left")
-        return run(self._functions[call.name], arguments, seconds)
-
-    def _left(self) -> float:
-        return self._budget.seconds - (time.monotonic() - self._start)
+        return run(self._functions[call.name], arguments, seconds, approvals.asked_seconds)
 
     def _spent(self) -> End | None:
         """The budget that is at its end."""
@@ -201,11 +197,11 @@ class _Run:
             return "steps"
         if self._tokens >= self._budget.tokens:
             return "tokens"
-        return "seconds" if self._left() <= 0 else None
+        return "seconds" if not self._deadline.left else None
 
     def _end(self, answer: str, ended: End, reason: str = "") -> AgentOutcome:
-        seconds = time.monotonic() - self._start
-        outcome = AgentOutcome(answer, ended, self._steps, self._tokens, seconds, reason)
+        taken = self._deadline.taken
+        outcome = AgentOutcome(answer, ended, self._steps, self._tokens, taken, reason)
         self._tell(outcome)
         return outcome
 

@@ -6,72 +6,112 @@ server, never to the model.
 
 from __future__ import annotations
 
+import asyncio
 import json
-import time
-from collections.abc import Mapping
+import math
+import sys
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from textwrap import indent
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
-from culm.agent.approval import Ask
-from culm.tools.function import HIDDEN
+from culm.agent.approval import Person
+from culm.tools.function import HIDDEN, schema_fault
 
 if TYPE_CHECKING:
-    from mcp.types import ElicitResult
+    from mcp.types import ElicitResult, ErrorData
 
 TRIES = 3  # of a person to give an answer of the right kind
+QUESTIONS = 10  # of a server in one call
+LONGEST = 2000  # characters of a text that are shown
+KINDS = ("string", "integer", "number", "boolean", "array")
 YES, NO = ("y", "yes", "true"), ("n", "no", "false")
+Said = tuple[Any, dict[str, Any] | None]  # the action of the person, and what they entered
 
 
 class Questions:
-    """Of one server. ask: as in `Approvals`.
+    """Of all servers of a host, one at a time."""
 
-    seconds: that the person has taken so far, which no deadline counts.
-    """
+    def __init__(self, person: Person) -> None:
+        import anyio
 
-    def __init__(self, server: str, ask: Ask) -> None:
-        self._server, self._ask = server, ask
-        self._taken = 0.0
-        self._since: float | None = None
+        self._person, self._turn = person, anyio.Lock()
 
-    @property
-    def seconds(self) -> float:
-        """With those of an open question."""
-        since = self._since
-        return self._taken + (0.0 if since is None else time.monotonic() - since)
+    def of(self, server: str, may_ask: Callable[[], bool]) -> Any:
+        """The callback for the client of a server. may_ask: whether it may, at this moment."""
 
-    async def answer(self, context: Any, params: Any) -> ElicitResult:
-        """For the client of the server."""
-        from anyio.to_thread import run_sync
-        from mcp.types import ElicitResult
+        async def answer(context: Any, params: Any) -> ElicitResult | ErrorData:
+            from mcp.types import INVALID_PARAMS, ElicitResult, ErrorData
 
-        self._since = time.monotonic()
+            if params.mode == "form" and (fault := _fault_of(params.requested_schema)):
+                return ErrorData(code=INVALID_PARAMS, message=fault)
+            async with self._turn:
+                if not may_ask():
+                    return ElicitResult(action="decline")
+                action, content = await self._in_thread(server, params)
+            return ElicitResult(action=action, content=content)
+
+        return answer
+
+    async def _in_thread(self, server: str, params: Any) -> Said:
+        """What the person says. A call that is cancelled does not wait for them, nor does the end
+        of the process, as it would for a thread of anyio's.
+        """
+        found: Future[Said] = Future()
+        Thread(target=self._answer, args=(found, server, params), daemon=True).start()
         try:
-            found = await run_sync(self._asked, params)
-        finally:
-            self._taken, self._since = self.seconds, None
-        return ElicitResult(action=found[0], content=found[1])
+            return await asyncio.wrap_future(found)
+        except asyncio.CancelledError:
+            sys.stderr.write(f"\n{server} waits no longer; press Enter to go on.\n")
+            raise
 
-    def _asked(self, params: Any) -> tuple[Any, dict[str, Any] | None]:
-        """The action of the person, and what they entered."""
-        what = f"{self._server} asks: {_shown(params.message)}\n"
+    def _answer(self, found: Future[Said], server: str, params: Any) -> None:
+        try:
+            said = self._asked(server, params, found.cancelled)
+        except Exception as error:
+            with suppress(InvalidStateError):  # cancelled
+                found.set_exception(error)
+        else:
+            with suppress(InvalidStateError):
+                found.set_result(said)
+
+    def _asked(self, server: str, params: Any, cancelled: Callable[[], bool]) -> Said:
+        what = f"{server} asks:\n{_quoted(params.message)}\n"
         if params.mode == "url":  # the host opens no pages of servers
+            what += f"It wants you to open this page yourself:\n{_quoted(params.url)}\nDone? "
+        else:
+            what += "Answer? "
+        if self._person(f"{what}[y]es, [n]o: ").strip().lower() not in YES:
             return "decline", None
-        schema = params.requested_schema
-        if self._ask(f"{what}Answer? [y]es, [n]o: ").strip().lower() not in YES:
-            return "decline", None
-        needed, content = schema.get("required") or (), dict[str, Any]()
+        if params.mode == "url":
+            return "accept", None
+        schema, content = params.requested_schema, dict[str, Any]()
         for name, field in schema.get("properties", {}).items():
+            if cancelled():
+                return "cancel", None
+            prompt = f"{server}: {_prompt(name, field, name in (schema.get('required') or ()))}"
             try:
-                value = self._entered(name, field, name in needed)
-            except ValueError:
+                value = self._entered(prompt, field, name in (schema.get("required") or ()))
+            except (ValueError, EOFError):
                 return "cancel", None
             content |= {} if value is None else {name: value}
         return "accept", content
 
-    def _entered(self, name: str, field: Mapping[str, Any], needed: bool) -> Any:
-        """What the person writes into a field; None: nothing. Raises ValueError in the end."""
-        line = _line(name, field, needed)
+    def _entered(self, prompt: str, field: Mapping[str, Any], needed: bool) -> Any:
+        """What the person writes into a field; None: nothing.
+
+        Raises:
+            ValueError: nothing that fits, after some tries.
+            EOFError: there will be no answer.
+        """
+        shown = prompt
         for left in reversed(range(TRIES)):
-            said = self._ask(line).strip()
+            line = self._person(shown)
+            if not line:
+                raise EOFError
+            said = line.strip()
             if not said and ("default" in field or not needed):
                 return field.get("default")
             try:
@@ -79,25 +119,44 @@ class Questions:
             except ValueError as error:
                 if not left:
                     raise
-                line = f"{_shown(str(error))}\n{_line(name, field, needed)}"
+                shown = f"{_shown(str(error))}\n{prompt}"
         raise AssertionError("the last try returns or raises")
+
+
+def _fault_of(schema: Mapping[str, Any]) -> str | None:
+    """What is wrong with a form; None: nothing."""
+    for name, field in schema.get("properties", {}).items():
+        if not isinstance(field, Mapping) or field.get("type") not in KINDS:
+            return f"{name}: no field of a form has this type"
+        items = field.get("items", {})
+        if not isinstance(items, Mapping) or items.get("type", "string") != "string":
+            return f"{name}: a form has lists of strings only"
+        form = {"type": "object", "properties": {name: dict(field)}}
+        given = {name: field["default"]} if "default" in field else {}
+        if fault := schema_fault(given, form):
+            return fault
+    return None
 
 
 def parsed(said: str, field: Mapping[str, Any]) -> Any:
     """What a person wrote, as the field of a form has it.
 
     Raises:
-        ValueError: it is not of the field's type, or none of its choices.
+        ValueError: it does not fit the field's schema.
     """
     if not said:
         raise ValueError("it needs an answer")
-    if field.get("type") == "array":
-        parts = [one.strip() for one in said.split(",") if one.strip()]
-        return [parsed(one, {"type": "string", **field.get("items", {})}) for one in parts]
-    choices = _choices(field)
-    if choices and said not in choices:
-        raise ValueError(f"{said!r} is not one of {', '.join(choices)}")
-    match field.get("type"):
+    value = _converted(said, field.get("type"))
+    form = {"type": "object", "properties": {"answer": dict(field)}}
+    if fault := schema_fault({"answer": value}, form):
+        raise ValueError(fault)
+    return value
+
+
+def _converted(said: str, kind: Any) -> Any:
+    match kind:
+        case "array":
+            return [one.strip() for one in said.split(",") if one.strip()]
         case "boolean":
             if said.lower() not in YES + NO:
                 raise ValueError(f"{said!r} is neither yes nor no")
@@ -105,8 +164,23 @@ def parsed(said: str, field: Mapping[str, Any]) -> Any:
         case "integer":
             return int(said)
         case "number":
-            return float(said)
+            number = float(said)
+            if not math.isfinite(number):
+                raise ValueError(f"{said!r} is no number of JSON")
+            return number
     return said
+
+
+def _prompt(name: str, field: Mapping[str, Any], needed: bool) -> str:
+    """The prompt of a field."""
+    choices = ", ".join(_choices(field) or _choices(field.get("items", {})))
+    facts = [choices or str(field.get("type", "string"))]
+    facts += ["separated by commas"] if field.get("type") == "array" else []
+    facts += [f"default {json.dumps(field['default'])}"] if "default" in field else []
+    facts += [] if needed or "default" in field else ["may be empty"]
+    what = field.get("description") or field.get("title")
+    about = f"\n{_quoted(str(what))}\n" if what else ""
+    return about + _shown(f"{name} ({'; '.join(facts)}): ").replace("\n", " ")
 
 
 def _choices(field: Mapping[str, Any]) -> list[str]:
@@ -114,16 +188,10 @@ def _choices(field: Mapping[str, Any]) -> list[str]:
     return [str(one) for one in field.get("enum") or named if one is not None]
 
 
-def _line(name: str, field: Mapping[str, Any], needed: bool) -> str:
-    """The prompt of a field."""
-    choices = ", ".join(_choices(field) or _choices(field.get("items", {})))
-    facts = [choices or str(field.get("type", "string"))]
-    facts += ["separated by commas"] if field.get("type") == "array" else []
-    facts += [f"default {json.dumps(field['default'])}"] if "default" in field else []
-    facts += [] if needed or "default" in field else ["may be empty"]
-    told = field.get("description") or field.get("title")
-    return _shown(f"  {told}\n" * bool(told) + f"{name} ({'; '.join(facts)}): ")
+def _quoted(text: str) -> str:
+    """Marked on each line, so that it cannot look like a question of the agent."""
+    return indent(_shown(text), "  | ", lambda line: True)
 
 
 def _shown(text: str) -> str:
-    return HIDDEN.sub("\ufffd", text)
+    return HIDDEN.sub("\ufffd", text if len(text) <= LONGEST else f"{text[:LONGEST]} ...")

@@ -8,17 +8,17 @@ from __future__ import annotations
 import math
 import re
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from culm.agent.approval import Ask
-from culm.agent.questions import Questions
+from culm.agent.approval import Person
+from culm.agent.questions import QUESTIONS, Questions
 from culm.agent.server_settings import ServerConfig, filled
 from culm.config import SettingError
+from culm.tools.deadline import Deadline
 from culm.tools.function import HIDDEN, ToolError
 
 CLOSE = 10.0  # seconds for a server to end
@@ -43,29 +43,29 @@ class ServerTool:
 
 
 class Servers:
-    """The servers of a file as they run; a context manager. ask: a person, whom a server may ask in
-    the middle of a call; None: nobody, and servers know it.
+    """The servers of a file as they run; a context manager. person: whom a server may ask in the
+    middle of a call; None: nobody, and servers know it.
 
     Raises:
         SettingError: the package `mcp` is not installed; on entering: a server does not start.
     """
 
-    def __init__(self, servers: Mapping[str, ServerConfig], ask: Ask | None = None) -> None:
+    def __init__(self, servers: Mapping[str, ServerConfig], person: Person | None = None) -> None:
         try:
             import anyio.from_thread
             import mcp  # noqa: F401
         except ImportError:
             raise SettingError("MCP servers need mcp: pip install 'culm[agent]'") from None
         self._portal = anyio.from_thread.start_blocking_portal()
-        self._servers, self._ask, self._stack = servers, ask, ExitStack()
+        self._servers, self._person, self._stack = servers, person, ExitStack()
         self.functions: list[ServerTool] = []
 
     def __enter__(self) -> Servers:
         portal = self._stack.enter_context(self._portal)
+        questions = None if self._person is None else Questions(self._person)
         try:
             for name, config in self._servers.items():
-                questions = None if self._ask is None else Questions(name, self._ask)
-                connection = ServerConnection(name, config, portal, questions)
+                connection = ServerConnection(name, config, portal, self._person, questions)
                 self._stack.callback(connection.close)
                 self.functions += connection.open()
         except BaseException:
@@ -81,10 +81,12 @@ class ServerConnection:
     """One server. Its client lives in one task of the event loop of `portal`."""
 
     def __init__(
-        self, name: str, config: ServerConfig, portal: Any, questions: Questions | None
-    ) -> None:
+        self, name: str, config: ServerConfig, portal: Any, person: Person | None,
+        questions: Questions | None,
+    ) -> None:  # fmt: skip
         self._name, self._config, self._portal = name, config, portal
-        self._questions = questions
+        self._paused = None if person is None else person.seconds
+        self._questions, self._may_ask = questions, 0
         self._client: Any = None
         self._leave: Any = None
         self._task: Any = None
@@ -107,36 +109,32 @@ class ServerConnection:
         ]  # fmt: skip
 
     def call(self, tool: str, arguments: Mapping[str, Any], seconds: float) -> str:
-        """The text of a result. seconds: without those in which a person answers the server.
+        """The text of a result. seconds: a limit; time in which a person answers does
+        not count.
 
         Raises:
             ToolError: the server says so, or gives none in time.
         """
+        self._may_ask = QUESTIONS
         future = self._portal.start_task_soon(self._client.call_tool, tool, dict(arguments))
         try:
-            found = self._result(future, seconds)
+            found = Deadline(seconds, self._paused).result(future)
         except TimeoutError:
             future.cancel()
             raise ToolError(f"{self._name} timed out: no result within {seconds:g} s") from None
         except (Exception, CancelledError) as error:
             raise ToolError(f"{self._name}: {str(error)[:500]}") from None
+        finally:
+            self._may_ask = 0
         text = _text_of(found)
         if found.is_error:
             raise ToolError(text)
         return text
 
-    def _result(self, future: Future[Any], seconds: float) -> Any:
-        """Of a call. Raises TimeoutError."""
-        asked = 0.0 if self._questions is None else self._questions.seconds
-        until = time.monotonic() + seconds
-        while True:
-            try:
-                return future.result(max(0.0, until - time.monotonic()))
-            except TimeoutError:
-                now = 0.0 if self._questions is None else self._questions.seconds
-                if future.done() or now == asked:
-                    raise
-                until, asked = until + now - asked, now
+    def _takes_question(self) -> bool:
+        """Whether the server may ask: in a call, and not without end."""
+        self._may_ask -= 1
+        return self._may_ask >= 0
 
     def close(self) -> None:
         if self._task is not None:
@@ -162,7 +160,8 @@ class ServerConnection:
     def _new_client(self, said: Any, http: Any) -> Any:
         from mcp import Client
 
-        answer = None if self._questions is None else self._questions.answer
+        asks = self._questions
+        answer = None if asks is None else asks.of(self._name, self._takes_question)
         return Client(self._transport(said, http), elicitation_callback=answer)
 
     def _http(self) -> Any:

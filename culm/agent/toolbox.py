@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from culm.agent.approval import Ask
+from culm.agent.approval import Person
 from culm.agent.pins import check_pins, pins_file
 from culm.agent.server_settings import read_servers
 from culm.agent.servers import Servers
@@ -47,9 +47,9 @@ class ToolSettings:
 
 
 @contextmanager
-def opened(settings: ToolSettings, ask: Ask | None) -> Iterator[list[ToolFunction]]:
-    """The functions, for one question. ask: a person, about definitions that have changed,
-    and for what servers want to know.
+def opened(settings: ToolSettings, person: Person | None) -> Iterator[list[ToolFunction]]:
+    """The functions, for one question. person: who is asked about definitions
+    that have changed, and what servers want to know.
 
     Raises:
         SettingError: one cannot be used; none is left out for that.
@@ -69,8 +69,8 @@ def opened(settings: ToolSettings, ask: Ask | None) -> Iterator[list[ToolFunctio
             yield functions
             return
         path = Path(settings.mcp)
-        with Servers(read_servers(path), ask) as servers:
-            check_pins(pins_file(path), servers.functions, ask)
+        with Servers(read_servers(path), person) as servers:
+            check_pins(pins_file(path), servers.functions, person)
             functions += servers.functions
             check_names(functions)
             yield functions

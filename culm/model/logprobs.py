@@ -155,7 +155,8 @@ class ChunkedLogprobs(torch.autograd.Function):
         for index, (h, t, g, target) in enumerate(zip(*parts, strict=True)):
             logits = stored[index] if stored else capped(h @ w.t(), softcap)
             d = kernels.differentiate(logits, logsums[index], -g, temperature)
-            at = torch.arange(len(t), device=t.device), t  # scatter_ would copy all of d, twice
+            # In bf16 on a CPU, scatter_ copies all of d to fp32 and back.
+            at = torch.arange(len(t), device=t.device), t
             if known is not None:  # the targets of other ranks are none of these logits
                 target = target.where(known[index * CHUNK : index * CHUNK + len(h)], d[at])
             d[at] = target

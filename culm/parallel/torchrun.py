@@ -17,6 +17,7 @@ from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler
 from torch.distributed.launcher import api
 
 from culm.exits import FINAL, OTHER
@@ -27,10 +28,14 @@ class Agent(LocalElasticAgent):
     """Starts the ranks of a machine, and again if they fail, unless that is final."""
 
     def _rendezvous(self, worker_group: WorkerGroup) -> None:
-        """Have a new store for the ranks. torch would keep the first one for all starts: a machine
-        that joins later waits for its address in vain, and each machine counts its own starts.
+        """Have a new store for the ranks, where machines meet by c10d. torch would keep the first
+        one for all starts: a machine that joins later waits for its address in vain, and each
+        machine counts its own starts.
         """
-        worker_group.spec.rdzv_handler._bootstrap_store_info = None  # type: ignore[attr-defined]
+        handler = worker_group.spec.rdzv_handler
+        if isinstance(handler, DynamicRendezvousHandler):
+            handler._bootstrap_store_info = None
+            os.environ[NEW_STORE] = "1"  # for the ranks
         super()._rendezvous(worker_group)
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
@@ -55,7 +60,6 @@ def main(arguments: list[str] | None = None) -> None:
     128 and the number of a signal that ended it or this process.
     """
     api.LocalElasticAgent = Agent  # type: ignore[misc]  # torchrun has no setting for it
-    os.environ[NEW_STORE] = "1"  # for the ranks
     try:
         run.main(arguments)
     except ChildFailedError as error:

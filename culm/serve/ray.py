@@ -29,12 +29,16 @@ from ray.serve.request_router import (
     RunningReplica,
 )
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import Message
+from starlette.types import Message, Receive, Scope, Send
+from uvicorn import Config
+from uvicorn.lifespan.on import LifespanOn
 
+from culm.config import SettingError
 from culm.engine.prefix import BLOCK
 from culm.serve.asgi import app, settings_of
 from culm.serve.http.error import ApiError
@@ -43,7 +47,6 @@ from culm.serve.http.leaving import unless_gone
 from culm.serve.route.relay import API, METHODS, Asked, asked_of, broken_off, events, refused
 from culm.serve.route.replicas import Load, preferred
 
-SLOTS = 8  # requests that a replica computes at once (`slots` of its settings)
 WAITING = 1000  # requests that a front passes on at once
 VARIABLES = ("CULM_MODEL", "CULM_API_KEY", "CULM_NAME", "CULM_SERVE_CONFIG", "XDG_CACHE_HOME")
 SCOPE = ("type", "asgi", "http_version", "method", "scheme", "path", "raw_path", "query_string",
@@ -53,22 +56,27 @@ SCOPE = ("type", "asgi", "http_version", "method", "scheme", "path", "raw_path",
 class Replica:
     """One model. Ray keeps as many of them as are needed."""
 
-    async def __init__(self) -> None:  # type: ignore[misc]  # Ray awaits it
+    async def __init__(self) -> None:  # type: ignore[misc]  # Ray awaits it, and __del__
         self._app = app()
-        self._running = self._app.router.lifespan_context(self._app)
-        await self._running.__aenter__()
+        self._lifespan = LifespanOn(Config(self._app, lifespan="on", log_config=None))
+        await self._lifespan.startup()
+        if self._lifespan.should_exit:
+            raise RuntimeError("the server did not start; its log says why")
+
+    async def __del__(self) -> None:
+        await self._lifespan.shutdown()
 
     async def answer(
         self, keys: Sequence[bytes], scope: dict[str, Any], body: bytes
     ) -> AsyncGenerator[Message, None]:
         """The application's messages for one request. keys: for the `PrefixRouter`."""
         whole: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-        messages, gone = asyncio.Queue[Message | None](), asyncio.Event()
+        messages, never = asyncio.Queue[Message | None](), asyncio.Event()
 
         async def receive() -> Message:
             if not whole:
-                await gone.wait()
-            return whole.pop() if whole else {"type": "http.disconnect"}
+                await never.wait()  # a client that has left cancels the work
+            return whole.pop()
 
         work = asyncio.create_task(self._app(scope, receive, messages.put))
         work.add_done_callback(lambda _: messages.put_nowait(None))
@@ -77,7 +85,7 @@ class Replica:
                 yield message
             await work
         finally:  # also if the client has left
-            gone.set()
+            work.cancel()
 
 
 class PrefixRouter(RequestRouter):
@@ -103,16 +111,20 @@ class PrefixRouter(RequestRouter):
         first = [one for one in candidate_replicas if self._loads[one.replica_id] is best]
         return [first, candidate_replicas]
 
+    def on_send_request(self, replica_id: ReplicaID) -> None:
+        super().on_send_request(replica_id)
+        if load := self._loads.get(replica_id):
+            load.open += 1
+
     def on_request_routed(
         self, pending_request: PendingRequest, replica_id: ReplicaID, result: ReplicaResult
     ) -> None:
         if load := self._loads.get(replica_id):
-            load.open += 1
             load.kept.add(_keys(pending_request))
 
     def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:
         if load := self._loads.get(replica_id):
-            load.open = max(0, load.open - 1)
+            load.open -= 1
 
 
 def _keys(request: PendingRequest | None) -> Sequence[bytes]:
@@ -142,59 +154,72 @@ def front() -> Starlette:
 
 async def _first(asked: Asked, ask: Any) -> Response:
     """The answer of a replica; of another one, if it was lost before the answer began."""
-    messages = ask()
-    try:
-        start = await anext(messages)
-    except RayActorError:
-        if not asked.repeatable:
-            raise broken_off() from None
+    for tries_left in (asked.repeatable, False):
         messages = ask()
         try:
             start = await anext(messages)
+            break
         except RayActorError:
-            raise broken_off() from None
-    except asyncio.CancelledError:  # the client has left
-        messages.cancel()
-        raise
-    pieces = _pieces(messages)
-    if asked.stream and asked.path.startswith(API):
-        pieces = events(pieces, lambda: None, RayActorError)
-    answer = StreamingResponse(pieces, start["status"])
-    answer.raw_headers = list(start["headers"])
-    return answer
+            if not tries_left:
+                raise broken_off() from None
+        except asyncio.CancelledError:  # the client has left
+            messages.cancel()
+            raise
+    return Passed(messages, start, asked)
 
 
-async def _pieces(messages: Any) -> AsyncIterator[bytes]:
-    try:
-        async for message in messages:
-            yield message.get("body", b"")
-    finally:  # also if the client has left
-        messages.cancel()
+class Passed(StreamingResponse):
+    """The messages of a replica as they come; in API's paths, a stream that breaks off ends with an
+    error.
+    """
+
+    def __init__(self, messages: Any, start: Message, asked: Asked) -> None:
+        pieces: AsyncIterator[bytes] = (message.get("body", b"") async for message in messages)
+        kind = Headers(raw=start["headers"]).get("content-type", "")
+        if kind.startswith("text/event-stream") and asked.path.startswith(API):
+            pieces = events(pieces, lambda: None, RayActorError)
+        super().__init__(pieces, start["status"])
+        self.raw_headers = list(start["headers"])
+        self._messages = messages
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:  # also if the client has left
+            self._messages.cancel()
 
 
 class Front:
     """Takes the requests of clients, by the application of `front`."""
 
     def __init__(self, replicas: Any) -> None:
-        """replicas: Ray starts them for it."""
+        """replicas: bound so that Ray starts them; `front` gets their handle by name."""
 
 
 def build(arguments: dict[str, str]) -> serve.Application:
     """The application. arguments: replicas, the maximum, 4 by default; least, the minimum, 1; gpus
     of each, 0; cpus, 4.
 
-    Ray adds a replica when those that run have more than `SLOTS` requests each.
+    Ray adds a replica when those that run have more requests each than they compute at once.
+
+    Raises:
+        SettingError: an argument is unknown, or as `settings_of`.
     """
+    _, settings, _ = settings_of(os.environ)
     given = {"replicas": 4.0, "least": 1.0, "gpus": 0.0, "cpus": 4.0}
+    if unknown := arguments.keys() - given.keys():
+        raise SettingError(f"{', '.join(sorted(unknown))}: not one of {', '.join(given)}")
     given |= {name: float(value) for name, value in arguments.items()}
-    variables = {name: os.environ[name] for name in VARIABLES if name in os.environ}
+    names = {*VARIABLES, *(key.env for key in settings.keys if key.env)}
+    variables = {name: os.environ[name] for name in names if name in os.environ}
     environment = {"runtime_env": {"env_vars": variables}}
     scaling = {
         "min_replicas": int(given["least"]), "max_replicas": int(given["replicas"]),
-        "target_ongoing_requests": SLOTS,
+        "target_ongoing_requests": settings.slots,
     }  # fmt: skip
     replicas = serve.deployment(Replica).options(
-        autoscaling_config=scaling, max_ongoing_requests=4 * SLOTS, graceful_shutdown_timeout_s=90,
+        autoscaling_config=scaling, max_ongoing_requests=4 * settings.slots,
+        graceful_shutdown_timeout_s=90,
         ray_actor_options={"num_gpus": given["gpus"], "num_cpus": given["cpus"], **environment},
         request_router_config=RequestRouterConfig(request_router_class=PrefixRouter),
     )  # fmt: skip

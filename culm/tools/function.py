@@ -6,12 +6,14 @@ Whatever a model writes, a call gives a text: the result, or what was wrong with
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any, NamedTuple, Protocol
 
 from culm.config import SettingError
+from culm.tools.deadline import Deadline
 
 CALL_FORM = 'between its marks stands {"name": ..., "arguments": {...}}'
 GRACE = 1.0  # seconds after which a tool is left behind
@@ -86,22 +88,28 @@ def fault_of(name: str, arguments: Any, functions: Mapping[str, ToolFunction]) -
         return f"there is no tool {name[:64]!r}; there are: {known}"
     if not isinstance(arguments, Mapping):
         return f"the arguments of {name} are not a JSON object"
-    return _schema_fault(arguments, functions[name].parameters)
+    return schema_fault(arguments, functions[name].parameters)
 
 
-def run(function: ToolFunction, arguments: Mapping[str, Any], seconds: float) -> Result:
+def run(
+    function: ToolFunction,
+    arguments: Mapping[str, Any],
+    seconds: float,
+    paused: Callable[[], float] | None = None,
+) -> Result:
     """The result of a call; never raises, since a tool may be anyone's code.
 
     A tool ends by itself in time; one that does not, such as at a name server that is silent, is
-    left behind in its thread.
+    left behind in its thread. paused: as in `Deadline`.
     """
+    deadline = Deadline(seconds + GRACE, paused)
     done: SimpleQueue[Result] = SimpleQueue()
     work = Thread(target=lambda: done.put(_run(function, arguments, seconds)), daemon=True)
     work.start()
-    try:
-        return done.get(timeout=seconds + GRACE)
-    except Empty:
-        return failure(f"{function.name} took more than {seconds:g} s")
+    while left := deadline.left:
+        with suppress(Empty):
+            return done.get(timeout=left)
+    return failure(f"{function.name} took more than {seconds:g} s")
 
 
 def _run(function: ToolFunction, arguments: Mapping[str, Any], seconds: float) -> Result:
@@ -151,7 +159,8 @@ def require_schemas() -> None:
         raise SettingError("tools: they need jsonschema: pip install 'culm[agent]'") from None
 
 
-def _schema_fault(arguments: Mapping[str, Any], schema: Mapping[str, Any]) -> str | None:
+def schema_fault(arguments: Mapping[str, Any], schema: Mapping[str, Any]) -> str | None:
+    """Where arguments do not fit a JSON schema; None: they do."""
     require_schemas()
     from jsonschema import Draft202012Validator
     from jsonschema.exceptions import SchemaError, best_match

@@ -57,11 +57,11 @@ def answer_question(model: str, question: str, options: Options) -> None:
         SettingError: a tool, a server or the model cannot be used.
         NoAnswer: a budget ended first.
     """
-    ask = terminal()
-    approvals = Approvals(rules_of(options.approve), ask)
+    person = terminal()
+    approvals = Approvals(rules_of(options.approve), person)
     listeners: list[Listener] = [steps_to(sys.stderr)]
     with ExitStack() as stack:
-        functions = stack.enter_context(opened(options.tools, ask))
+        functions = stack.enter_context(opened(options.tools, person))
         if options.trace is not None:
             trace = TraceFile(Path(options.trace))
             stack.callback(trace.close)

@@ -8,6 +8,7 @@ import os
 import sys
 from contextlib import suppress
 
+from culm.agent.approval import Person
 from culm.agent.server_settings import ServerConfig
 from culm.agent.servers import Servers
 from culm.tools.function import ToolError
@@ -22,12 +23,13 @@ def example(schema: dict) -> object:
 def person(text: str) -> str:
     """Answers a server: yes, and the defaults of a form."""
     if text.endswith("[n]o: "):
-        return "yes"
+        return "yes\n"
     has_default = "; default " in text or "may be empty" in text
-    return "" if has_default else "1" if "(integer" in text or "(number" in text else "yes"
+    is_number = "(integer" in text or "(number" in text
+    return "\n" if has_default else "1\n" if is_number else "yes\n"
 
 
-with Servers({"suite": ServerConfig(url=sys.argv[-1])}, person) as servers:
+with Servers({"suite": ServerConfig(url=sys.argv[-1])}, Person(person)) as servers:
     functions = {one.own: one for one in servers.functions}
     wanted = json.loads(os.environ.get("MCP_CONFORMANCE_CONTEXT", "{}")).get("toolCalls")
     calls = [(one["name"], one["arguments"]) for one in wanted or ()] or [

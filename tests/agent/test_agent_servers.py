@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from culm.agent.approval import Person
 from culm.agent.pins import check_pins, pins_file
 from culm.agent.server_settings import read_servers
 from culm.agent.servers import Servers
@@ -53,7 +54,7 @@ def test_tools_of_a_server_over_pipes(tmp_path, monkeypatch):
 def test_a_definition_that_changes_stops_and_asks(tmp_path, capsys):
     def names(ask=None, **given):
         settings = ToolSettings(mcp=str(file(tmp_path, **given)))
-        with opened(settings, ask) as functions:
+        with opened(settings, ask and Person(ask)) as functions:
             return [one.name for one in functions]
 
     assert len(names()) == 5

@@ -1,6 +1,9 @@
 """Which calls a person is asked about."""
 
 import io
+import os
+import sys
+import threading
 from functools import partial
 
 import pytest
@@ -8,7 +11,7 @@ from steps import Reciter, Tool, calls
 
 from culm.agent import approval
 from culm.agent.answer import ModelAnswer
-from culm.agent.approval import Approvals, rules_of, terminal
+from culm.agent.approval import Approvals, Person, rules_of, terminal
 from culm.agent.loop import Agent, Budget
 from culm.config import SettingError
 
@@ -41,7 +44,7 @@ def test_a_person_says_yes_no_or_always():
     for said, ran in [("y\n", 2), ("n\n", 0), ("", 0), ("yes!\n", 0), ("A\n", 2)]:
         asked = []
         answer = partial(answered, asked, said)
-        count, read, _ = made(2, Approvals(ask=answer))
+        count, read, _ = made(2, Approvals(person=Person(answer)))
         assert count == ran
         assert len(asked) == (1 if said == "A\n" else 2)
         assert ran or read[0] == "error: the person refused this call"
@@ -74,7 +77,7 @@ def test_what_must_not_be_called_is_not_shown():
 def test_the_time_of_a_person_is_no_time_of_the_budget(monkeypatch):
     import time
 
-    approvals = Approvals(ask=lambda text: time.sleep(0.6) or "y")
+    approvals = Approvals(person=Person(lambda text: time.sleep(0.6) or "y"))
     tool = Tool("web_search", str)
     model = Reciter([calls(("web_search", {"text": ""})), DONE])
     outcome = Agent(model, [tool], approvals, Budget(seconds=0.5)).ask("go")
@@ -86,3 +89,16 @@ def test_without_a_terminal_there_is_nobody_to_ask(monkeypatch):
     assert terminal() is None
     monkeypatch.setattr(approval.sys, "stdin", None)
     assert terminal() is None
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="terminals")
+def test_what_was_typed_before_a_question_is_no_answer():
+    """Not UTF-8, either."""
+    keyboard, screen = os.openpty()
+    os.write(keyboard, b"y\ny\n")
+    typed = threading.Timer(0.2, os.write, (keyboard, b"caf\xe9\n"))
+    typed.start()
+    assert approval._line(screen) == "caf\ufffd\n"
+    typed.join()
+    for one in (keyboard, screen):
+        os.close(one)

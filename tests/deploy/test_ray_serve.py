@@ -75,12 +75,16 @@ def url(model: Path) -> Iterator[str]:
             process.wait()
 
 
-def replicas() -> list[int]:
+def replicas(model: Path) -> list[int]:
     """Their processes."""
     found = subprocess.run(
         ["pgrep", "-f", "^ray::ServeReplica:default:Replica"], capture_output=True, text=True
     )
-    return [int(one) for one in found.stdout.split()]
+    variable = f"CULM_MODEL={model}\0".encode()
+    return [
+        int(one) for one in found.stdout.split()
+        if variable in Path(f"/proc/{one}/environ").read_bytes()
+    ]  # fmt: skip
 
 
 def ask(url: str, prompt: str, **more: object) -> httpx.Response:
@@ -100,7 +104,9 @@ def test_replicas_on_a_local_cluster(url: str) -> None:
     with httpx.stream("POST", f"{url}/v1/completions", json=stream, headers=KEY) as pieces:
         lines = [line for line in pieces.iter_lines() if line.startswith("data: ")]
     assert lines[-1] == "data: [DONE]"
-    assert ask(url, "a", max_tokens=-1).status_code == 400
+    for streamed in (False, True):
+        refused = ask(url, "a", max_tokens=-1, stream=streamed)
+        assert (refused.status_code, "max_tokens" in refused.text) == (400, True)
     assert httpx.get(f"{url}/nothing", headers=KEY).status_code == 404
     assert "vllm:num_requests_waiting" in httpx.get(f"{url}/metrics", headers=KEY).text
 
@@ -121,8 +127,8 @@ def test_dialogues_stay_with_the_replica_that_has_read_them(url: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_replica_loses_no_request_in_silence(url: str) -> None:
-    before = replicas()
+def test_a_killed_replica_loses_no_request_in_silence(url: str, model: Path) -> None:
+    before = replicas(model)
     assert len(before) == 2
     with ThreadPoolExecutor(12) as pool:
         waiting = [pool.submit(ask, url, f"{n} " * 200, max_tokens=1200) for n in range(12)]

@@ -131,10 +131,15 @@ def test_a_rank_without_the_shared_folder(
     ],
     ids=str,
 )
-def test_torchrun_restarts_ranks_that_die(places: tuple[str, ...], tmp_path: Path) -> None:
+@pytest.mark.parametrize("meeting", ["--standalone", "--master-port"])
+@pytest.mark.parametrize("torchrun", ["torch.distributed.run", "culm.parallel.torchrun"])
+def test_torchrun_restarts_ranks_that_die(
+    torchrun: str, meeting: str, places: tuple[str, ...], tmp_path: Path
+) -> None:
     """What the ranks of an earlier attempt left in the store is not that of the next one."""
     (tmp_path / "ranks.py").write_text(RESTARTED)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
+    meets = [f"--master-port={free_port()}"] if meeting == "--master-port" else [meeting]
+    command = [sys.executable, "-m", torchrun, "--nproc-per-node=2", *meets]
     command += [f"--max-restarts={len(places)}", "--monitor-interval=0.1"]
     done = subprocess.run(
         [*command, str(tmp_path / "ranks.py"), *places], capture_output=True, text=True,

@@ -13,11 +13,12 @@ import httpx2 as httpx
 import openai
 import pytest
 from processes import answers, free_port, python
-from reciter import TEXT, Running, until
+from reciter import TEXT, Running, reciter, until
 
 from culm.config import SettingError
 from culm.engine.prefix import BLOCK
-from culm.serve.clients import Client, Clients
+from culm.serve.clients import Client, Clients, Limits
+from culm.serve.http import app as application
 from culm.serve.http.server import Server, listen, uvicorn_settings
 from culm.serve.route.prefixes import CHARACTERS, Kept, prompt_keys
 from culm.serve.route.replicas import Replicas
@@ -163,6 +164,22 @@ def test_a_client_that_leaves_frees_the_slot_of_the_replica(front):
         until(lambda: not front.router.idle)
         one.close()
         until(lambda: front.router.idle)
+
+
+def test_limits_are_those_that_the_replica_has_counted():
+    def clients():
+        return Clients([("secret", Client("web", Limits(requests_per_minute=9), salt="s"))])
+
+    replica = Running(application.build(reciter(), "reciter", ServeConfig(), clients()))
+    front = Front([replica.url], clients())
+    try:
+        chat = openai.OpenAI(base_url=f"{front.url}/v1", api_key="secret").chat.completions
+        for left in ("8", "7"):
+            answer = chat.with_raw_response.create(messages=said("hi"), **ASK)
+            assert answer.headers["x-ratelimit-remaining-requests"] == left
+    finally:
+        front.stop()
+        replica.stop()
 
 
 def test_keys_are_checked_here_and_there():

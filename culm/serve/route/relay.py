@@ -134,6 +134,8 @@ async def events(
             if end:
                 yield whole + end
             held = rest
+        if held:
+            yield held
     except lost:
         broke()
         yield f"data: {json.dumps(broken_off().body)}\n\n".encode()
