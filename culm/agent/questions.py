@@ -37,7 +37,7 @@ class Questions:
     def __init__(self, person: Person) -> None:
         import anyio
 
-        self._person, self._turn = person, anyio.Lock()
+        self.person, self._turn = person, anyio.Lock()
 
     def of(self, server: str, may_ask: Callable[[], bool]) -> Any:
         """The callback for the client of a server. may_ask: whether it may, at this moment."""
@@ -83,7 +83,7 @@ class Questions:
             what += f"It wants you to open this page yourself:\n{_quoted(params.url)}\nDone? "
         else:
             what += "Answer? "
-        if self._person(f"{what}[y]es, [n]o: ").strip().lower() not in YES:
+        if self.person(f"{what}[y]es, [n]o: ").strip().lower() not in YES:
             return "decline", None
         if params.mode == "url":
             return "accept", None
@@ -91,9 +91,10 @@ class Questions:
         for name, field in schema.get("properties", {}).items():
             if cancelled():
                 return "cancel", None
-            prompt = f"{server}: {_prompt(name, field, name in (schema.get('required') or ()))}"
+            needed = name in (schema.get("required") or ())
             try:
-                value = self._entered(prompt, field, name in (schema.get("required") or ()))
+                prompt = f"{server}: {_prompt(name, field, needed)}"
+                value = self._entered(prompt, field, needed)
             except (ValueError, EOFError):
                 return "cancel", None
             content |= {} if value is None else {name: value}
@@ -108,7 +109,7 @@ class Questions:
         """
         shown = prompt
         for left in reversed(range(TRIES)):
-            line = self._person(shown)
+            line = self.person(shown)
             if not line:
                 raise EOFError
             said = line.strip()

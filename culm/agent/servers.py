@@ -65,7 +65,7 @@ class Servers:
         questions = None if self._person is None else Questions(self._person)
         try:
             for name, config in self._servers.items():
-                connection = ServerConnection(name, config, portal, self._person, questions)
+                connection = ServerConnection(name, config, portal, questions)
                 self._stack.callback(connection.close)
                 self.functions += connection.open()
         except BaseException:
@@ -81,11 +81,10 @@ class ServerConnection:
     """One server. Its client lives in one task of the event loop of `portal`."""
 
     def __init__(
-        self, name: str, config: ServerConfig, portal: Any, person: Person | None,
-        questions: Questions | None,
-    ) -> None:  # fmt: skip
+        self, name: str, config: ServerConfig, portal: Any, questions: Questions | None
+    ) -> None:
         self._name, self._config, self._portal = name, config, portal
-        self._paused = None if person is None else person.seconds
+        self._paused = None if questions is None else questions.person.seconds
         self._questions, self._may_ask = questions, 0
         self._client: Any = None
         self._leave: Any = None
