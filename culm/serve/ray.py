@@ -18,16 +18,6 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from functools import partial
 from typing import Any
 
-from ray import serve
-from ray.exceptions import RayActorError
-from ray.serve.config import RequestRouterConfig
-from ray.serve.request_router import (
-    PendingRequest,
-    ReplicaID,
-    ReplicaResult,
-    RequestRouter,
-    RunningReplica,
-)
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
@@ -46,6 +36,20 @@ from culm.serve.http.guard import Guard
 from culm.serve.http.leaving import unless_gone
 from culm.serve.route.relay import API, METHODS, Asked, asked_of, broken_off, events, refused
 from culm.serve.route.replicas import Load, preferred
+
+try:
+    from ray import serve
+    from ray.exceptions import RayActorError
+    from ray.serve.config import RequestRouterConfig
+    from ray.serve.request_router import (
+        PendingRequest,
+        ReplicaID,
+        ReplicaResult,
+        RequestRouter,
+        RunningReplica,
+    )
+except ImportError:
+    raise SettingError("culm.serve.ray: it needs an extra: pip install 'culm[ray-serve]'") from None
 
 WAITING = 1000  # requests that a front passes on at once
 VARIABLES = ("CULM_MODEL", "CULM_API_KEY", "CULM_NAME", "CULM_SERVE_CONFIG", "XDG_CACHE_HOME")
