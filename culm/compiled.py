@@ -30,10 +30,13 @@ class InstructionSet:
 
 X86, ARM = ("x86_64", "AMD64"), ("aarch64", "arm64")
 AVX512 = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "avx512_vnni")
+AVX512_OPTIONS = ("-mfma", *(f"-m{name.replace('_', '')}" for name in AVX512))
+AMX = ("amx_tile", "amx_bf16")
 FASTEST_FIRST = (
     InstructionSet(
-        "AVX-512", X86, AVX512, ("-mfma", *(f"-m{name.replace('_', '')}" for name in AVX512))
+        "AMX", X86, (*AVX512, *AMX), (*AVX512_OPTIONS, *(f"-m{n.replace('_', '-')}" for n in AMX))
     ),
+    InstructionSet("AVX-512", X86, AVX512, AVX512_OPTIONS),
     InstructionSet("AVX2", X86, ("avx2", "fma", "f16c"), ("-mavx2", "-mfma", "-mf16c")),
     InstructionSet("SSE2", X86, ("sse2",), ()),
     InstructionSet("NEON", ARM, ("asimddp",), ("-march=armv8.2-a+dotprod",)),

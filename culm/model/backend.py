@@ -47,8 +47,8 @@ def choose_backend(
 ) -> Backend:
     """The attention backend for a device: the wanted one, if it passes a trial.
 
-    auto: sdpa on a GPU; blocks on a CPU, whose sdpa kernel computes masked scores too, and on a GPU
-    where sdpa fails, with a message. training: with gradients.
+    auto: sdpa on a GPU; on a CPU flash_cpu in bf16, where it can be compiled; else blocks, on a GPU
+    with a message. training: with gradients.
 
     Raises:
         SettingError: the wanted backend cannot run here.
@@ -59,6 +59,8 @@ def choose_backend(
             if reason is None:
                 return "sdpa"
             say(f"Attention backend: blocks, because sdpa does not run on {device}: {reason}")
+        elif dtype == torch.bfloat16 and trial(device, "flash_cpu", dtype, training) is None:
+            return "flash_cpu"
         return "blocks"
     reason = trial(device, wanted, dtype, training)
     if reason is not None:

@@ -7,7 +7,8 @@ from typing import Literal
 
 from torch import Tensor
 
-Backend = Literal["sdpa", "flex", "blocks", "flash2", "flash3"]  # what each does: `attend`
+# What each does: `attend`.
+Backend = Literal["sdpa", "flex", "blocks", "flash2", "flash3", "flash_cpu"]
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ KEPT: tuple[OpOverload, ...] = (
     aten._scaled_dot_product_flash_attention.default,
     aten._scaled_dot_product_flash_attention_for_cpu.default,
     aten._scaled_dot_product_efficient_attention.default,
-    aten._scaled_dot_product_cudnn_attention.default,
+    aten._scaled_dot_product_cudnn_attention.default, torch.ops.culm.flash_cpu.default,
 )  # fmt: skip
 
 

@@ -21,8 +21,10 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from culm.batch import Batch
-from culm.model import grouped
+from culm.model import flash_cpu, grouped
 from culm.model.attention.part import AttentionModule
+from culm.model.backend import choose_backend
+from culm.model.score_rule import Backend
 from culm.optim.groups import trainable
 
 Columns = Mapping[str, Literal["row", "token"]]
@@ -100,7 +102,7 @@ def _adds_up(func: OpOverload, args: Sequence[Any]) -> bool:
 
 def counting_matmuls() -> FlopCounterMode:
     """Counts the matmuls within it; `get_total_flops()` gives their FLOPs."""
-    known = {aten.addmm_: _added_matmul, **grouped.FLOPS}
+    known = {aten.addmm_: _added_matmul, **grouped.FLOPS, **flash_cpu.FLOPS}
     return FlopCounterMode(display=False, custom_mapping=known)
 
 
@@ -109,12 +111,13 @@ def _added_matmul(total, a, b, **_: object) -> int:
     return 2 * a[0] * a[1] * b[1]
 
 
-def as_on_gpu(objective: nn.Module) -> None:
-    """Give each attention the backend that is the default on a GPU, where it serves."""
-    gpu = torch.device("cuda")
+def set_default_backend(objective: nn.Module, gpu: bool, dtype: torch.dtype) -> None:
+    """Give each attention the backend that it will have on a GPU, or on this CPU, by default."""
+    device = torch.device("cuda" if gpu else "cpu")
+    backend: Backend = "sdpa" if gpu else choose_backend(device, dtype=dtype, training=True)
     for module in objective.modules():
-        if isinstance(module, AttentionModule) and module.serves("sdpa", gpu):
-            module.backend = "sdpa"
+        if isinstance(module, AttentionModule) and module.serves(backend, device):
+            module.backend = backend
 
 
 def training_flops(objective: nn.Module, batch: Batch) -> int:

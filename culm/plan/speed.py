@@ -15,7 +15,7 @@ from culm.model.backend import place
 from culm.model.transformer import TransformerConfig
 from culm.objective.next_token import NextToken, NextTokenObjective
 from culm.optim.optimizer import OptimizerConfig
-from culm.plan.dry_run import ONES, meta_batch, training_flops
+from culm.plan.dry_run import ONES, meta_batch, set_default_backend, training_flops
 
 TOKENS = 1024  # of the trial; fewer do not fill the device
 VOCABULARY = 4096  # of the trial; the head of a large model would take longer than its layer
@@ -82,7 +82,7 @@ def training_rate(
     context = min(context, TOKENS)
     rows = max(1, TOKENS // context)
     model = place(config.build(device=device), device, activations_of(precision))
-    flops = _flops(config, rows, context)
+    flops = _flops(config, rows, context, device, precision)
     return flops / _best_time(_passes(NextTokenObjective(NextToken(), model), rows, context))
 
 
@@ -103,11 +103,14 @@ def step_overhead(
         rule.zero_grad()
         _wait_for(next(objective.parameters()))
 
-    return max(0.0, _best_time(step) - _flops(config, 1, context) / rate)
+    return max(0.0, _best_time(step) - _flops(config, 1, context, device, precision) / rate)
 
 
-def _flops(config: TransformerConfig, rows: int, context: int) -> float:
+def _flops(
+    config: TransformerConfig, rows: int, context: int, device: torch.device, precision: str
+) -> float:
     hollow = NextTokenObjective(NextToken(), config.build(device="meta"))
+    set_default_backend(hollow, device.type == "cuda", activations_of(precision))
     return training_flops(hollow, meta_batch(rows, context))
 
 

@@ -18,7 +18,7 @@ from torch import nn
 from culm.device import matmul_rate
 from culm.model.logprobs import ROUND, logits_stored
 from culm.objective.objective import Objective
-from culm.plan.dry_run import as_on_gpu, training_flops
+from culm.plan.dry_run import training_flops
 from culm.plan.needs import Step
 from culm.plan.target import target_called
 
@@ -36,10 +36,8 @@ def on_meta(objective: Objective) -> Objective:
     return copy.deepcopy(objective, known)
 
 
-def flops_per_token(objective: Objective, step: Step, on_gpu: bool = False) -> float:
-    """Of training; the objective on the meta device. on_gpu: with the attention of a GPU."""
-    if on_gpu:
-        as_on_gpu(objective)
+def flops_per_token(objective: Objective, step: Step) -> float:
+    """Of training; the objective on the meta device."""
     row, rows = step.sequences * step.context, 2  # some losses compare two
     while -rows * row % ROUND > PADDED * rows * row:  # logits of padding are computed, too
         rows *= 2

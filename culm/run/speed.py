@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from culm import log
+from culm.dtype import activations_of
 from culm.objective.objective import Objective
+from culm.plan.dry_run import set_default_backend
 from culm.plan.layout import Layout
 from culm.plan.utilisation import flops_per_token, peak_rate
 from culm.rollout.buffer import Rollouts
@@ -23,8 +25,9 @@ def speed_of(run: Assembly, hollow: Objective, rows: RunData) -> Speed:
         return Speed(run.device)
     precision = precision_of(run.config, run.device)
     step = step_of(run.config, run.context, Layout(), sequences_of(rows))
+    set_default_backend(hollow, run.device.type == "cuda", activations_of(precision))
     try:
-        each = flops_per_token(hollow, step, on_gpu=run.device.type == "cuda")
+        each = flops_per_token(hollow, step)
     except Exception as error:  # of anyone's objective, that wants numbers
         log.say(f"No mfu: the FLOPs of {type(hollow).__name__} cannot be counted ({error}).")
         return Speed(run.device)

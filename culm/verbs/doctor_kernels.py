@@ -31,9 +31,12 @@ def kernels(device: torch.device, checks: list[Check]) -> Iterator[tuple[str, st
 
 def _attention(device: torch.device) -> str:
     """On a GPU each backend is tried with gradients, in bf16."""
-    if device.type == "cpu":  # to try flex would compile for half a minute
-        return "blocks; also sdpa, and flex without gradients; flash2 and flash3 need a GPU"
     dtype = torch.bfloat16
+    if device.type == "cpu":  # to try flex would compile for half a minute
+        missing = trial(device, "flash_cpu", dtype, training=True)
+        own = f"flash_cpu in bf16, with {instruction_set().name}; " if missing is None else ""
+        others = "blocks; also sdpa, and flex without gradients; flash2 and flash3 need a GPU"
+        return own + others + ("" if missing is None else f"; flash_cpu: {missing}")
     failures = {name: trial(device, name, dtype, training=True) for name in GPU_BACKENDS}
     chosen = choose_backend(device, dtype=dtype, training=True)
     working = [name for name, failure in failures.items() if failure is None and name != chosen]

@@ -15,10 +15,11 @@ from rich.console import Console
 from torch import nn
 
 from culm.device import memory_bytes
+from culm.dtype import activations_of
 from culm.model.transformer import Transformer
 from culm.objective.objective import Objective
 from culm.parallel.parallelize import parallelize
-from culm.plan.dry_run import as_on_gpu
+from culm.plan.dry_run import set_default_backend
 from culm.plan.layout import Layout, bytes_of
 from culm.plan.memory_fit import ROOM, Fit, advice, largest_fit
 from culm.plan.model import forward_flops
@@ -136,8 +137,7 @@ def _show(
     others: models that the objective does not own.
     """
     train, memory = config.train, machine.memory
-    if machine.is_gpu:
-        as_on_gpu(objective)
+    set_default_backend(objective, machine.is_gpu, activations_of(train.precision))
     whole = copy.deepcopy(objective)
     parallelize(objective, activation_checkpointing=train.activation_checkpointing)
     needs = needs_of(objective, train.optimizer, step, others)
