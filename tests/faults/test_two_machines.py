@@ -148,6 +148,30 @@ def test_what_is_lost_comes_back(lost: str, start: Callable[..., Machine], tmp_p
     assert all(torch.equal(ours[name], value) for name, value in theirs.items())
 
 
+@pytest.mark.parametrize("seconds", [5, 100])  # what is missed for a minute is lost
+def test_a_network_that_is_cut_and_comes_back(
+    seconds: int, start: Callable[..., Machine], tmp_path: Path
+) -> None:
+    undisturbed = [start(name, "whole") for name in NAMES]
+    assert [machine.end() for machine in undisturbed] == [0, 0], undisturbed[0].text()
+    first, second = (start(name, "run") for name in NAMES)
+    until_trained(tmp_path / "run", first)
+    ip("-n", NAMES[1], "link", "set", "cable", "down")
+    time.sleep(seconds)
+    ip("-n", NAMES[1], "link", "set", "cable", "up")
+    again = {NAMES[0]: first, NAMES[1]: second}
+    until = time.monotonic() + 400
+    while any(machine.process.poll() != 0 for machine in again.values()):
+        assert time.monotonic() < until, first.text() + second.text()
+        for name, machine in again.items():
+            if machine.process.poll() not in (None, 0):
+                again[name] = start(name, "run")  # by the scheduler
+        time.sleep(0.5)
+    ours, theirs = weights_in(tmp_path / "run"), weights_in(tmp_path / "whole")
+    assert theirs
+    assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+
+
 def test_a_job_of_one_or_two_machines_goes_on_with_one(
     start: Callable[..., Machine], tmp_path: Path
 ) -> None:
