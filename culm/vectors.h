@@ -28,6 +28,12 @@ constexpr int BYTES = 32;
 constexpr int BYTES = 16;
 #endif
 
+#if defined(CULM_AVX512) && defined(__AMX_TILE__) && defined(__AMX_BF16__)
+#define CULM_AMX 1
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 constexpr int64_t LANES = 16, PER_REGISTER = BYTES / 4;
 constexpr int REGISTERS = 64 / BYTES;
 constexpr bool FEW = BYTES < 64;  // a CPU has 32 registers of 64 bytes, but 16 or 32 of fewer
@@ -516,6 +522,32 @@ static inline void transpose(Ints (&rows)[LANES]) {
   std::memcpy(rows, to, sizeof to);
 #endif
 }
+
+// ---------------------------------------------------------------------------------------------
+// Tiles: eight registers of 16 rows of 64 bytes, which AMX multiplies
+
+#ifdef CULM_AMX
+static bool tiles_allowed() {  // Linux gives a process its tiles when it asks for them
+  constexpr int REQUEST = 0x1023, TILE_DATA = 18;
+  static const bool allowed = syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
+  return allowed;
+}
+
+struct Tiles {  // of this thread, while it lives: eight of 16 rows of 64 bytes
+  Tiles() {
+    if (!tiles_allowed()) return;
+    alignas(64) uint8_t config[64] = {1};
+    for (int i = 0; i < 8; i++) config[16 + 2 * i] = 64, config[48 + i] = 16;
+    asm volatile("" ::"r"(config) : "memory");  // for GCC, the next line reads 8 bytes of it
+    _tile_loadconfig(config);
+  }
+  ~Tiles() {
+    if (tiles_allowed()) _tile_release();
+  }
+};
+#else
+struct Tiles {};
+#endif
 
 // ---------------------------------------------------------------------------------------------
 // Integers of 8 and 4 bits

@@ -9,11 +9,11 @@
 // Weights are read where torch stores them (bf16, Int8Linear's, Int4Linear's); activations are bf16,
 // or int8 where weights are quantised, with a scale for each 16 (int8) or 32 (int4). The residual
 // stream and all sums are fp32. A row's result does not depend on the number of threads, nor on the
-// other rows while there are up to 8 in all, or more.
+// other rows while there are up to 8 in all, or more; with AMX and bf16 weights, one, or more.
 // Adapters stay separate: each row may have its own. A cache is in fp16, or in 8 or 4 bits.
 //
-// With more than 8 rows, matmuls are those for many tokens, whose layers are at the end of this file
-// in two functions around attention.
+// With more rows, matmuls are those for many tokens, whose layers are at the end of this file in two
+// functions around attention.
 
 #include <omp.h>
 
@@ -148,29 +148,30 @@ static void encode(const Linear &w, bf16 *input) {
   if (w.kind == INT4) encode<INT4>(w.inputs, input, element);
 }
 
-// OUTPUTS rows of weights: bf16, or the codes of quantised ones in a byte each. Sums of rows are
+// R rows of weights: bf16, or the codes of quantised ones in a byte each. Sums of rows are
 // multiplied by the factors, then biases are added.
+template <int64_t R>
 struct Weights {
   const Linear *of;
   std::vector<Kept> kept;
   std::vector<uint8_t> codes;
-  std::vector<float> scales, zeros;  // int4: (OUTPUTS, groups)
+  std::vector<float> scales, zeros;  // int4: (R, groups)
   const Kept *rows;
   const char *next;  // what is stored of the rows after these
   int64_t bytes;     // of these for 32 inputs
   int64_t groups;
-  float factors[OUTPUTS], biases[OUTPUTS];
+  float factors[R], biases[R];
 
   void load(const Linear &w, int64_t n) {
     of = &w;
-    bytes = OUTPUTS * (w.kind == BF16 ? 64 : w.kind == INT8 ? 32 : 16);
-    next = (const char *)w.weight + (n + OUTPUTS) * w.inputs / 32 * (bytes / OUTPUTS);
-    for (int64_t r = 0; r < OUTPUTS; r++) {
+    bytes = R * (w.kind == BF16 ? 64 : w.kind == INT8 ? 32 : 16);
+    next = (const char *)w.weight + (n + R) * w.inputs / 32 * (bytes / R);
+    for (int64_t r = 0; r < R; r++) {
       factors[r] = w.kind == INT8 ? widen(w.scale[n + r]) : 1;
       biases[r] = w.bias ? w.bias[n + r] : 0;
     }
     if (w.kind == BF16) load_bf16((const bf16 *)w.weight + n * w.inputs);
-    else codes.resize(OUTPUTS * w.inputs);
+    else codes.resize(R * w.inputs);
     if (w.kind == INT8) load_int8((const int8_t *)w.weight + n * w.inputs);
     if (w.kind == INT4) load_int4((const uint8_t *)w.weight + n * w.inputs / 2, n);
   }
@@ -178,9 +179,9 @@ struct Weights {
   void load_bf16(const bf16 *stored) {
     rows = in_place(stored);
     if (rows) return;
-    kept.resize(OUTPUTS * of->inputs);
+    kept.resize(R * of->inputs);
     rows = kept.data();
-    for (int64_t r = 0; r < OUTPUTS; r++)
+    for (int64_t r = 0; r < R; r++)
       keep(stored + r * of->inputs, of->inputs, &kept[r * of->inputs]);
   }
 
@@ -197,8 +198,8 @@ struct Weights {
       std::memcpy(&codes[i], &single, sizeof single);
     }
     groups = of->inputs / of->group;
-    scales.resize(OUTPUTS * groups), zeros.resize(OUTPUTS * groups);
-    for (int64_t i = 0; i < OUTPUTS * groups; i++)
+    scales.resize(R * groups), zeros.resize(R * groups);
+    for (int64_t i = 0; i < R * groups; i++)
       scales[i] = widen(of->scale[n * groups + i]), zeros[i] = widen(of->zero[n * groups + i]);
   }
 
@@ -209,7 +210,7 @@ struct Weights {
 
 // Sums of OUTPUTS outputs for C panels.
 template <int C>
-static void panel_tile(const Weights &weights, const bf16 *x, float (*sums)[OUTPUTS][LANES]) {
+static void panel_tile(const Weights<OUTPUTS> &weights, const bf16 *x, float (*sums)[OUTPUTS][LANES]) {
   const Kept *rows = weights.rows;
   const int64_t inputs = weights.of->inputs;
   Floats parts[OUTPUTS][C] = {};
@@ -227,7 +228,7 @@ static void panel_tile(const Weights &weights, const bf16 *x, float (*sums)[OUTP
 }
 
 template <Kind KIND, int C>
-static void code_tile(const Weights &weights, const bf16 *x, float (*sums)[OUTPUTS][LANES]) {
+static void code_tile(const Weights<OUTPUTS> &weights, const bf16 *x, float (*sums)[OUTPUTS][LANES]) {
   constexpr int64_t SIZE = group_size(KIND);
   const int64_t inputs = weights.of->inputs;
   Floats parts[OUTPUTS][C] = {};
@@ -261,7 +262,8 @@ static void code_tile(const Weights &weights, const bf16 *x, float (*sums)[OUTPU
 }
 
 // The same for up to PANELS panels, for any kind of weights.
-static void tiles(const Weights &weights, int64_t count, const bf16 *x, float (*sums)[OUTPUTS][LANES]) {
+static void tiles(const Weights<OUTPUTS> &weights, int64_t count, const bf16 *x,
+                  float (*sums)[OUTPUTS][LANES]) {
   const Kind kind = weights.of->kind;
   if (kind == BF16) {
     const auto tile = count == 4   ? panel_tile<4>
@@ -277,33 +279,91 @@ static void tiles(const Weights &weights, int64_t count, const bf16 *x, float (*
   if (c < count) one(weights, x + c * weights.of->inputs * LANES, sums + c);
 }
 
-// Outputs from..to of layers with one input, for all panels: done(n, panel, value), where value(l, i)
-// is output n + i < n + OUTPUTS of layer l. The last ones may be computed twice.
-template <size_t L, typename Done>
-static void multiply(const Linear *const (&layers)[L], const bf16 *x, int64_t panels, int64_t from,
-                     int64_t to, Done done) {
+#ifdef CULM_AMX
+// The same of 16 outputs in bf16, for C panels, which are tiles as they are.
+template <int C>
+static void amx_tile(const Weights<LANES> &weights, const bf16 *x, float (*sums)[LANES][LANES]) {
+  const int64_t inputs = weights.of->inputs;
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  for (int64_t k = 0; k < inputs; k += 32) {
+    const bf16 *panel = x + k * LANES;
+    weights.ask(k);
+    _tile_loadd(4, weights.rows + k, inputs * sizeof(bf16));
+    _tile_loadd(5, panel, 64);
+    _tile_dpbf16ps(0, 4, 5);
+    if (C > 1) _tile_loadd(6, panel + inputs * LANES, 64);
+    if (C > 1) _tile_dpbf16ps(1, 4, 6);
+    if (C > 2) _tile_loadd(7, panel + 2 * inputs * LANES, 64);
+    if (C > 2) _tile_dpbf16ps(2, 4, 7);
+    if (C > 3) _tile_loadd(5, panel + 3 * inputs * LANES, 64);
+    if (C > 3) _tile_dpbf16ps(3, 4, 5);
+  }
+  _tile_stored(0, sums[0], 64);
+  if (C > 1) _tile_stored(1, sums[1], 64);
+  if (C > 2) _tile_stored(2, sums[2], 64);
+  if (C > 3) _tile_stored(3, sums[3], 64);
+}
+
+static void tiles(const Weights<LANES> &weights, int64_t count, const bf16 *x,
+                  float (*sums)[LANES][LANES]) {
+  const auto tile = count == 4   ? amx_tile<4>
+                    : count == 3 ? amx_tile<3>
+                    : count == 2 ? amx_tile<2>
+                                 : amx_tile<1>;
+  asm volatile("" ::: "memory");  // for GCC, a tile is not read from memory
+  tile(weights, x, sums);
+}
+#endif
+
+template <int64_t R, size_t L, typename Done>
+static void multiply_by(const Linear *const (&layers)[L], const bf16 *x, int64_t panels, int64_t from,
+                        int64_t to, Done done) {
   const int64_t inputs = layers[0]->inputs;
-  Weights weights[L];
-  float sums[L][PANELS][OUTPUTS][LANES];
+  Weights<R> weights[L];
+  float sums[L][PANELS][R][LANES];
   for (int64_t block = 0; block < panels; block += BLOCK)
-    for (int64_t at = from; at < to; at += OUTPUTS) {
-      const int64_t n = std::min(at, to - OUTPUTS), end = std::min(block + BLOCK, panels);
+    for (int64_t at = from; at < to; at += R) {
+      const int64_t n = std::min(at, to - R), end = std::min(block + BLOCK, panels);
       for (size_t l = 0; l < L; l++) weights[l].load(*layers[l], n);
       for (int64_t p = block; p < end; p += PANELS) {
         const int64_t count = std::min(PANELS, end - p);
         for (size_t l = 0; l < L; l++) tiles(weights[l], count, x + p * inputs * LANES, sums[l]);
         for (int64_t c = 0; c < count; c++)
-          done(n, p + c, [&](int64_t l, int64_t r) {
+          done(n, R, p + c, [&](int64_t l, int64_t r) {
             return fma(load(sums[l][c][r]), all(weights[l].factors[r]), all(weights[l].biases[r]));
           });
       }
     }
 }
 
+static bool in_amx(const Linear &w) {
+#ifdef CULM_AMX
+  return w.kind == BF16 && w.outputs >= LANES && tiles_allowed();
+#else
+  return false;
+#endif
+}
+
+// Outputs from..to of layers with one input, for all panels: done(n, count, panel, value), where
+// value(l, i) is output n + i < n + count of layer l. The last ones may be computed twice.
+template <size_t L, typename Done>
+static void multiply(const Linear *const (&layers)[L], const bf16 *x, int64_t panels, int64_t from,
+                     int64_t to, Done done) {
+#ifdef CULM_AMX
+  if (std::all_of(layers, layers + L, [](const Linear *w) { return in_amx(*w); }))
+    return multiply_by<LANES>(layers, x, panels, from, to, done);
+#endif
+  multiply_by<OUTPUTS>(layers, x, panels, from, to, done);
+}
+
 // ---------------------------------------------------------------------------------------------
 // Matmuls with few rows
 
-constexpr int64_t TILED = 8;  // with more rows, panels of rows are faster than tiles of weights
+// With more rows, panels of rows are faster than tiles of weights; with AMX, from two rows on.
+constexpr int64_t TILED = 8;
 
 // Rows of activations, prepared for a kind of weights. Chunks of int8 and int4 weights have 64 and
 // 128 inputs; a lane of 32 bits sums 4 and 8 of them. An int4 chunk holds even inputs, then odd.
@@ -325,7 +385,7 @@ struct Input {
   void prepare(const Linear &w, const float *x, int64_t count) {
     rows = count, inputs = w.inputs, exact = x;
     panels = nullptr;
-    if (rows > TILED && w.outputs >= OUTPUTS) return prepare_panels(w);
+    if (rows > (in_amx(w) ? 1 : TILED) && w.outputs >= OUTPUTS) return prepare_panels(w);
     if (w.kind == BF16) {
       narrowed.resize(rows * inputs / 32);
       for (size_t i = 0; i < narrowed.size(); i++) {
@@ -408,8 +468,8 @@ void Input::prepare_panels(const Linear &w) {
 static void multiply_rows(const Linear &w, const Input &in, int64_t from, int64_t to, float *out,
                           int64_t stride) {
   const int64_t panels = (in.rows + LANES - 1) / LANES;
-  multiply<1>({&w}, in.panels, panels, from, to, [&](int64_t n, int64_t p, auto value) {
-    for (int64_t r = std::max<int64_t>(from - n, 0); r < OUTPUTS; r++) {  // others are another thread's
+  multiply<1>({&w}, in.panels, panels, from, to, [&](int64_t n, int64_t count, int64_t p, auto value) {
+    for (int64_t r = std::max<int64_t>(from - n, 0); r < count; r++) {  // others are another thread's
       float made[LANES];
       store(made, value(0, r));
       for (int64_t b = p * LANES; b < std::min((p + 1) * LANES, in.rows); b++)
@@ -855,6 +915,7 @@ void culm_decode(const Model *model, int64_t rows, const int64_t *tokens, const 
 
 #pragma omp parallel num_threads(threads)
   {
+    const Tiles of_this_thread;
     const int64_t me = omp_get_thread_num(), team = omp_get_num_threads();
     Input in;
     Attention attention;
@@ -1039,14 +1100,16 @@ void culm_read_heads(const Model *model, int64_t l, const Reading *reading, floa
   const int64_t total = layer.q.outputs + layer.k.outputs + layer.v.outputs;
 #pragma omp parallel num_threads(reading->threads)
   {
+    const Tiles of_this_thread;
 #pragma omp for
     for (int64_t p = 0; p < panels; p++)
       prepare(reading->x + p * width * LANES, layer.attention_norm, layer.q, model->eps,
               reading->input + p * width * LANES);
     for (int64_t i = 0, start = 0; i < 3; start += linears[i++]->outputs)
       share(linears[i]->outputs, [&](int64_t from, int64_t to) {
-        multiply<1>({linears[i]}, reading->input, panels, from, to, [&](int64_t n, int64_t p, auto value) {
-          for (int64_t r = 0; r < OUTPUTS; r++)
+        multiply<1>({linears[i]}, reading->input, panels, from, to,
+                    [&](int64_t n, int64_t count, int64_t p, auto value) {
+          for (int64_t r = 0; r < count; r++)
             store(reading->sums + (p * total + start + n + r) * LANES, value(0, r));
         });
       });
@@ -1073,14 +1136,15 @@ void culm_read_branches(const Model *model, int64_t l, const Reading *reading, c
   const int64_t mixed = layer.out.inputs, size = layer.up.outputs;
   auto project = [&](const Linear &w, const bf16 *input) {
     share(width, [&](int64_t from, int64_t to) {
-      multiply<1>({&w}, input, panels, from, to, [&](int64_t n, int64_t p, auto value) {
-        for (int64_t r = 0; r < OUTPUTS; r++)
+      multiply<1>({&w}, input, panels, from, to, [&](int64_t n, int64_t count, int64_t p, auto value) {
+        for (int64_t r = 0; r < count; r++)
           store(reading->sums + (p * width + n + r) * LANES, value(0, r));
       });
     });
   };
 #pragma omp parallel num_threads(reading->threads)
   {
+    const Tiles of_this_thread;
 #pragma omp for
     for (int64_t p = 0; p < panels; p++)
       take(heads, layer.out, p, reading->tokens, reading->input + p * mixed * LANES);
@@ -1094,9 +1158,9 @@ void culm_read_branches(const Model *model, int64_t l, const Reading *reading, c
     }
     share(size, [&](int64_t from, int64_t to) {
       multiply<2>({&layer.gate, &layer.up}, reading->input, panels, from, to,
-                  [&](int64_t n, int64_t p, auto value) {
+                  [&](int64_t n, int64_t count, int64_t p, auto value) {
         auto element = [&](int64_t r) { return gated(layer.activation, value(0, r), value(1, r)); };
-        for (int64_t r = 0; r < OUTPUTS; r += 2)
+        for (int64_t r = 0; r < count; r += 2)
           store(reading->inner + (p * size + n + r) * LANES, pair(element(r), element(r + 1)));
       });
     });

@@ -18,12 +18,6 @@
 #include <memory>
 #include <vector>
 
-#if defined(__AMX_TILE__) && defined(__AMX_BF16__)
-#define CULM_AMX 1
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
-
 constexpr int64_t BLOCK = 64;  // queries and keys of a block
 constexpr int64_t STEP = 32;   // what sizes are filled up to, with zeros
 constexpr int64_t PARTS = BLOCK / LANES;
@@ -63,25 +57,6 @@ static void vector_product(int64_t rows, int64_t columns, int64_t inner, const b
 }
 
 #ifdef CULM_AMX
-
-static bool tiles_allowed() {  // Linux gives a process its tiles when it asks for them
-  constexpr int REQUEST = 0x1023, TILE_DATA = 18;
-  static const bool allowed = syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
-  return allowed;
-}
-
-struct Tiles {  // of this thread, while it lives: eight of 16 rows of 64 bytes
-  Tiles() {
-    if (!tiles_allowed()) return;
-    alignas(64) uint8_t config[64] = {1};
-    for (int i = 0; i < 8; i++) config[16 + 2 * i] = 64, config[48 + i] = 16;
-    asm volatile("" ::"r"(config) : "memory");  // for GCC, the next line reads 8 bytes of it
-    _tile_loadconfig(config);
-  }
-  ~Tiles() {
-    if (tiles_allowed()) _tile_release();
-  }
-};
 
 static void tile_product(int64_t rows, int64_t columns, int64_t inner, const bf16 *a, int64_t a_row,
                          const Pair *b, int64_t b_row, float *c, int64_t c_row, bool add) {
@@ -127,7 +102,6 @@ static void product(int64_t rows, int64_t columns, int64_t inner, const bf16 *a,
 
 #else
 
-struct Tiles {};
 constexpr auto product = vector_product;
 
 #endif
@@ -455,7 +429,7 @@ template <typename Unit>
 static void run(const Rows &r, int64_t threads) {
 #pragma omp parallel num_threads(threads)
   {
-    const Tiles tiles;
+    const Tiles of_this_thread;
 #pragma omp for collapse(2) schedule(dynamic)
     for (int64_t row = 0; row < r.batch; row++)
       for (int64_t head = 0; head < r.kv_heads; head++) {

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from fused_models import build, checked_steps, here
+from fused_models import FEWEST, build, checked_steps, here
 
 from culm.adapt.lora import LoRA, adapters_of, disabled
 from culm.adapt.multi_lora import MultiLoRALinear, attach_adapters
@@ -96,9 +96,10 @@ def test_a_row_does_not_depend_on_the_others_or_on_threads(weights):
     finally:
         torch.set_num_threads(threads)
     for row, name in enumerate(names):
-        assert torch.equal(decoder([3], [0], [name])[0], together[row])
+        alone = decoder([3] * FEWEST, [0] * FEWEST, [name] * FEWEST)[0]
+        assert torch.equal(alone, together[row])
     base = build("grouped", weights)
-    plain = FusedDecoder(base, base.cache(1, 8))([3], [0])[0]
+    plain = FusedDecoder(base, base.cache(FEWEST, 8))([3] * FEWEST, [0] * FEWEST)[0]
     assert torch.equal(together[1], plain)
     assert len({tuple(row.tolist()) for row in together}) == len(KINDS) + 1
 
