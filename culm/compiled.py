@@ -9,7 +9,9 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from culm.log import say
@@ -43,12 +45,28 @@ FASTEST_FIRST = (
 )
 
 
+@cache
 def instruction_sets() -> list[InstructionSet]:
-    """Those that this machine has, the fastest one first."""
+    """Those that this machine has and its compiler knows, if there is one; the fastest first."""
     cpu = Path("/proc/cpuinfo")
     here = set(cpu.read_text().split()) if cpu.exists() else {"asimddp"}  # macOS on Apple's CPUs
     machine = platform.machine()
-    return [s for s in FASTEST_FIRST if machine in s.machines and here.issuperset(s.features)]
+    found = [s for s in FASTEST_FIRST if machine in s.machines and here.issuperset(s.features)]
+    known = [s for s in found if _compiles(s.options)]
+    return known or found
+
+
+def _compiles(options: tuple[str, ...]) -> bool:
+    """Whether the compiler accepts these options."""
+    compiler = _compiler()
+    if compiler is None:
+        return False
+    empty = [compiler, *options, "-x", "c++", "-fsyntax-only", os.devnull]
+    return subprocess.run(empty, capture_output=True).returncode == 0
+
+
+def _compiler() -> str | None:
+    return shutil.which("c++") or shutil.which("g++")
 
 
 def instruction_set() -> InstructionSet:
@@ -77,14 +95,16 @@ def compiled(source: Path, what: str) -> ctypes.CDLL:
     made_of = (" ".join([platform.machine(), *options]).encode(), HEADER.read_bytes())
     name = hashlib.sha256(b"".join([source.read_bytes(), *made_of])).hexdigest()[:16]
     path = Path(root) / "culm" / f"{source.stem}-{name}.so"
-    if not path.exists():
-        say(f"Compiling {what}; this happens once and takes a few seconds.")
-        _build(source, options, path)
+    if path.exists():
+        with suppress(OSError):  # an empty file, of a machine that lost its power
+            return ctypes.CDLL(str(path))
+    say(f"Compiling {what}; this happens once and takes a few seconds.")
+    _build(source, options, path)
     return ctypes.CDLL(str(path))
 
 
 def _build(source: Path, options: tuple[str, ...], path: Path) -> None:
-    compiler = shutil.which("c++") or shutil.which("g++")
+    compiler = _compiler()
     if compiler is None:
         raise OSError("no C++ compiler was found")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -95,4 +115,6 @@ def _build(source: Path, options: tuple[str, ...], path: Path) -> None:
         )
         if done.returncode:
             raise OSError(f"{compiler} failed: {done.stderr.decode(errors='replace')[:200]}")
+        with built.open("rb") as file:
+            os.fsync(file.fileno())
         os.replace(built, path)  # at once: another process may be doing the same

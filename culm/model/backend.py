@@ -59,8 +59,11 @@ def choose_backend(
             if reason is None:
                 return "sdpa"
             say(f"Attention backend: blocks, because sdpa does not run on {device}: {reason}")
-        elif dtype == torch.bfloat16 and trial(device, "flash_cpu", dtype, training) is None:
-            return "flash_cpu"
+        elif device.type == "cpu" and dtype == torch.bfloat16:
+            reason = trial(device, "flash_cpu", dtype, training)
+            if reason is None:
+                return "flash_cpu"
+            say(f"Attention backend: blocks, which is slower than flash_cpu: {reason}")
         return "blocks"
     reason = trial(device, wanted, dtype, training)
     if reason is not None:
@@ -74,6 +77,7 @@ def choose_backend(
 
 
 @cache
+@torch.enable_grad()
 def trial(device: torch.device, backend: Backend, dtype: torch.dtype, training: bool) -> str | None:
     """Why a backend fails on two small rows of documents here; None if it works."""
     places, rule = torch.arange(64).expand(2, -1), ScoreRule(window=8)

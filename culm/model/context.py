@@ -70,7 +70,8 @@ class Context:
     """Facts about the tokens of a forward, from its caller.
 
     positions: (B, T) int64, of each token in its document.
-    documents: (B, T) integers; a token sees its own document only. None: one document per row.
+    documents: (B, T) integers; a token sees its own document only, whose tokens are neighbours.
+        None: one document per row.
     padding: (B, T) bool, True for padding, which experts do not count. None: no padding.
     cache: earlier tokens, which these continue. None: nothing is stored.
     causal: whether a token sees those before it only, and not those after it.

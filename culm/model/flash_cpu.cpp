@@ -16,6 +16,7 @@
 
 #include <cmath>
 #include <memory>
+#include <new>
 #include <vector>
 
 constexpr int64_t BLOCK = 64;  // queries and keys of a block
@@ -32,7 +33,7 @@ static inline int64_t filled(int64_t size, int64_t step) { return (size + step -
 using Pair = int32_t;
 
 // c (rows, columns) = or += a (rows, inner) b (inner, columns)
-static void vector_product(int64_t rows, int64_t columns, int64_t inner, const bf16 *a, int64_t a_row,
+static void vector_matmul(int64_t rows, int64_t columns, int64_t inner, const bf16 *a, int64_t a_row,
                            const Pair *b, int64_t b_row, float *c, int64_t c_row, bool add) {
   constexpr int HIGH = FEW ? 4 : 8, WIDE = FEW ? 1 : 2;
   for (int64_t n = 0; n < columns; n += WIDE * LANES)
@@ -58,7 +59,7 @@ static void vector_product(int64_t rows, int64_t columns, int64_t inner, const b
 
 #ifdef CULM_AMX
 
-static void tile_product(int64_t rows, int64_t columns, int64_t inner, const bf16 *a, int64_t a_row,
+static void tile_matmul(int64_t rows, int64_t columns, int64_t inner, const bf16 *a, int64_t a_row,
                          const Pair *b, int64_t b_row, float *c, int64_t c_row, bool add) {
   asm volatile("" ::: "memory");  // GCC does not know that a tile is read from memory
   for (int64_t m = 0; m < rows; m += 32)
@@ -94,15 +95,15 @@ static void tile_product(int64_t rows, int64_t columns, int64_t inner, const bf1
     }
 }
 
-static void product(int64_t rows, int64_t columns, int64_t inner, const bf16 *a, int64_t a_row,
+static void matmul(int64_t rows, int64_t columns, int64_t inner, const bf16 *a, int64_t a_row,
                     const Pair *b, int64_t b_row, float *c, int64_t c_row, bool add) {
-  const auto chosen = tiles_allowed() ? tile_product : vector_product;
+  const auto chosen = tiles_allowed() ? tile_matmul : vector_matmul;
   chosen(rows, columns, inner, a, a_row, b, b_row, c, c_row, add);
 }
 
 #else
 
-constexpr auto product = vector_product;
+constexpr auto matmul = vector_matmul;
 
 #endif
 
@@ -149,6 +150,7 @@ template <typename T>
 static Buffer<T> buffer(int64_t count, bool zero = false) {
   const int64_t bytes = filled(count * sizeof(T), 64);
   T *made = (T *)std::aligned_alloc(64, bytes);
+  if (!made) throw std::bad_alloc();  // which ends the process: no thread may leave the others alone
   if (zero) std::memset(made, 0, bytes);
   return Buffer<T>(made, std::free);
 }
@@ -158,7 +160,7 @@ static Buffer<T> buffer(int64_t count, bool zero = false) {
 struct Rows {
   const bf16 *q, *k, *v;   // (batch, length, heads, width), (.., kv_heads, width), (.., values)
   const int32_t *bounds;   // (batch, length, 2)
-  bf16 *out;               // (batch, length, heads, values)
+  bf16 *out, *rest;        // (batch, length, heads, values); what rounding took from out
   float *logsum;           // (batch, heads, length): log of the sum of exp(scores)
   const bf16 *grad_out;
   bf16 *grad_q, *grad_k, *grad_v;
@@ -179,12 +181,12 @@ static inline Floats power_of_two(Floats x) {
 }
 
 // Which keys a block of queries sees.
-struct Sight {
+struct Visible {
   Ints first[PARTS], last[PARTS];
   int64_t begin = INT32_MAX, end = 0;        // all blocks between are seen by somebody
   int64_t full_from = 0, full_to = INT32_MAX;  // keys that all of the queries see
 
-  Sight(const int32_t *bounds, int64_t count) {
+  Visible(const int32_t *bounds, int64_t count) {
     int32_t firsts[BLOCK], lasts[BLOCK];
     for (int64_t i = 0; i < BLOCK; i++) {
       firsts[i] = i < count ? bounds[2 * i] : INT32_MAX;
@@ -239,17 +241,21 @@ static inline void narrow_part(Floats x, bf16 *to, int64_t count) {
   std::memcpy(to, made, count * sizeof(bf16));
 }
 
-// columns (size, BLOCK) times a factor for each query -> rows of `out`
+// columns (size, BLOCK) times a factor for each query -> rows of `out`, and what rounding takes away
 static void put(const float *columns, const Floats *factors, int64_t size, int64_t count, bf16 *out,
-                int64_t stride) {
+                int64_t stride, bf16 *rest = nullptr) {
   for (int64_t n = 0; n < PARTS && n * LANES < count; n++)
     for (int64_t d = 0; d < size; d += LANES) {
       Ints block[LANES];
       for (int64_t i = 0; i < LANES; i++)
         block[i] = cast<int32_t>(load(columns + (d + i) * BLOCK + n * LANES) * factors[n]);
       transpose(block);
-      for (int64_t i = 0; i < LANES && n * LANES + i < count; i++)
-        narrow_part(cast<float>(block[i]), out + (n * LANES + i) * stride + d, size - d);
+      for (int64_t i = 0; i < LANES && n * LANES + i < count; i++) {
+        const int64_t at = (n * LANES + i) * stride + d;
+        const Floats exact = cast<float>(block[i]);
+        narrow_part(exact, out + at, size - d);
+        if (rest) narrow_part(exact - widen(out + at, size - d), rest + at, size - d);
+      }
     }
 }
 
@@ -261,7 +267,7 @@ struct Forward {
   Buffer<float> scores = buffer<float>(BLOCK * BLOCK);
   Buffer<Pair> weights = buffer<Pair>(BLOCK / 2 * BLOCK);
   Buffer<float> out = buffer<float>(keys.values * BLOCK);
-  Floats most[PARTS], sums[PARTS];  // most: the largest score so far, in powers of two
+  Floats row_max[PARTS], row_sum[PARTS];  // row_max: of scores so far, in powers of two
 
   Forward(const Rows &rows, int64_t row, int64_t head) : r(rows), keys(rows, row, head, false) {}
 
@@ -271,50 +277,52 @@ struct Forward {
     gather(r.q + (at * r.heads + head) * r.width, r.heads * r.width, count, BLOCK, r.width,
            keys.width, q.get());
     paired_columns(q.get(), BLOCK, keys.width, queries.get());
-    const Sight sight(r.bounds + 2 * at, count);
-    for (int64_t n = 0; n < PARTS; n++) most[n] = all(LOWEST), sums[n] = Floats{};
-    for (int64_t key = sight.begin; key < sight.end; key += BLOCK) {
-      product(BLOCK, BLOCK, keys.width, keys.k.get() + key * keys.width, keys.width, queries.get(),
+    const Visible visible(r.bounds + 2 * at, count);
+    for (int64_t n = 0; n < PARTS; n++) row_max[n] = all(LOWEST), row_sum[n] = Floats{};
+    for (int64_t key = visible.begin; key < visible.end; key += BLOCK) {
+      matmul(BLOCK, BLOCK, keys.width, keys.k.get() + key * keys.width, keys.width, queries.get(),
               BLOCK, scores.get(), BLOCK, false);
-      const bool later = key > sight.begin;
-      if (sight.full(key)) weigh<true>(sight, key, later);
-      else weigh<false>(sight, key, later);
-      product(keys.values, BLOCK, BLOCK, keys.turned.get() + key * keys.size, BLOCK, weights.get(),
+      const bool later = key > visible.begin;
+      if (visible.full(key)) weigh<true>(visible, key, later);
+      else weigh<false>(visible, key, later);
+      matmul(keys.values, BLOCK, BLOCK, keys.turned.get() + key * keys.size, BLOCK, weights.get(),
               BLOCK, out.get(), BLOCK, later);
     }
     float *logsum = r.logsum + (row * r.heads + head) * r.length + start;
     for (int64_t n = 0; n < PARTS; n++) {
       float highest[LANES], total[LANES];
-      store(highest, most[n]), store(total, sums[n]);
+      store(highest, row_max[n]), store(total, row_sum[n]);
       for (int64_t i = 0; i < LANES && n * LANES + i < count; i++)
         logsum[n * LANES + i] = (highest[i] + std::log2(total[i])) / LOG2_E;
-      sums[n] = all(1.f) / sums[n];
+      for (int64_t i = 0; i < LANES; i++)
+        if (highest[i] <= LOWEST) total[i] = NAN;  // every score overflowed
+      row_sum[n] = all(1.f) / load(total);
     }
-    put(out.get(), sums, r.values, count, r.out + (at * r.heads + head) * r.values,
-        r.heads * r.values);
+    const int64_t own = (at * r.heads + head) * r.values;
+    put(out.get(), row_sum, r.values, count, r.out + own, r.heads * r.values, r.rest + own);
   }
   void finish(int64_t, int64_t) {}
 
   // Weights of a block of keys; what was summed before is rescaled.
   template <bool FULL>
-  void weigh(const Sight &sight, int64_t key, bool later) {
+  void weigh(const Visible &visible, int64_t key, bool later) {
     const Floats rate = all(r.scale * LOG2_E);
     Floats highest[PARTS], totals[PARTS] = {};
     for (Floats &one : highest) one = all(-INFINITY);
     for (int64_t i = 0; i < BLOCK; i++)
       for (int64_t n = 0; n < PARTS; n++) {
         Floats x = load(scores.get() + i * BLOCK + n * LANES);
-        if (!FULL) x = sight.masked(x, n, key + i, -INFINITY);
+        if (!FULL) x = visible.masked(x, n, key + i, -INFINITY);
         highest[n] = larger(highest[n], x);
       }
-    for (int64_t n = 0; n < PARTS; n++) highest[n] = larger(most[n], highest[n] * rate);
+    for (int64_t n = 0; n < PARTS; n++) highest[n] = larger(row_max[n], highest[n] * rate);
     for (int64_t i = 0; i < BLOCK; i += 2)
       for (int64_t n = 0; n < PARTS; n++) {
         Floats weight[2];
         for (int64_t j = 0; j < 2; j++) {
           const Floats x = load(scores.get() + (i + j) * BLOCK + n * LANES);
           weight[j] = power_of_two(fma(x, rate, Floats{} - highest[n]));
-          if (!FULL) weight[j] = sight.masked(weight[j], n, key + i + j, 0);
+          if (!FULL) weight[j] = visible.masked(weight[j], n, key + i + j, 0);
         }
         totals[n] = totals[n] + (weight[0] + weight[1]);
         store(weights.get() + i / 2 * BLOCK + n * LANES, pair(weight[0], weight[1]));
@@ -322,12 +330,12 @@ struct Forward {
     Floats factors[PARTS];
     float rises = 0;
     for (int64_t n = 0; n < PARTS; n++) {
-      factors[n] = power_of_two(most[n] - highest[n]);
-      rises = std::max(rises, largest(highest[n] - most[n]));
-      sums[n] = fma(sums[n], factors[n], totals[n]);
-      most[n] = highest[n];
+      factors[n] = power_of_two(row_max[n] - highest[n]);
+      rises += sum(highest[n] - row_max[n]);  // NaN if one is, which is no reason to leave out the others
+      row_sum[n] = fma(row_sum[n], factors[n], totals[n]);
+      row_max[n] = highest[n];
     }
-    for (int64_t d = 0; later && rises > 0 && d < keys.values; d++)
+    for (int64_t d = 0; later && !(rises <= 0) && d < keys.values; d++)
       for (int64_t n = 0; n < PARTS; n++) {
         float *sum = out.get() + d * BLOCK + n * LANES;
         store(sum, load(sum) * factors[n]);
@@ -345,11 +353,11 @@ struct Backward {
   Buffer<Pair> q_rows = buffer<Pair>(BLOCK / 2 * width), q_columns = buffer<Pair>(BLOCK / 2 * width);
   Buffer<Pair> grad_rows = buffer<Pair>(BLOCK / 2 * values);
   Buffer<Pair> grad_columns = buffer<Pair>(BLOCK / 2 * values);
-  Buffer<float> scores = buffer<float>(BLOCK * BLOCK), slopes = buffer<float>(BLOCK * BLOCK);
-  Buffer<bf16> weights = buffer<bf16>(BLOCK * BLOCK), changes = buffer<bf16>(BLOCK * BLOCK);
-  Buffer<Pair> change_pairs = buffer<Pair>(BLOCK / 2 * BLOCK);
+  Buffer<float> scores = buffer<float>(BLOCK * BLOCK), grad_weights = buffer<float>(BLOCK * BLOCK);
+  Buffer<bf16> weights = buffer<bf16>(BLOCK * BLOCK), grad_scores = buffer<bf16>(BLOCK * BLOCK);
+  Buffer<Pair> grad_score_pairs = buffer<Pair>(BLOCK / 2 * BLOCK);
   Buffer<float> grad_q = buffer<float>(width * BLOCK);
-  float logsums[BLOCK], means[BLOCK];  // in powers of two; sum(dO O), the mean of dP under P
+  float logsums[BLOCK], delta[BLOCK];  // in powers of two; sum(dO O), the mean of dP under P
 
   Backward(const Rows &rows, int64_t row, int64_t head) : r(rows), keys(rows, row, head, true) {}
 
@@ -364,28 +372,31 @@ struct Backward {
     paired_columns(grad.get(), BLOCK, values, grad_columns.get());
     const float *logsum = r.logsum + (row * r.heads + head) * r.length + start;
     for (int64_t i = 0; i < BLOCK; i++) {
-      logsums[i] = i < count ? logsum[i] * LOG2_E : 0, means[i] = 0;
-      const bf16 *out = r.out + (own + i * r.heads) * r.values;
+      logsums[i] = i < count ? logsum[i] * LOG2_E : 0, delta[i] = 0;
       if (i >= count) continue;
+      const bf16 *out = r.out + (own + i * r.heads) * r.values;
+      const bf16 *rest = r.rest + (own + i * r.heads) * r.values;
       Floats total = Floats{};
-      for (int64_t d = 0; d < r.values; d += LANES)
-        total = fma(widen(grad.get() + i * values + d), widen(out + d, r.values - d), total);
-      means[i] = sum(total);
+      for (int64_t d = 0; d < r.values; d += LANES) {
+        const Floats exact = widen(out + d, r.values - d) + widen(rest + d, r.values - d);
+        total = fma(widen(grad.get() + i * values + d), exact, total);
+      }
+      delta[i] = sum(total);
     }
-    const Sight sight(r.bounds + 2 * at, count);
-    for (int64_t key = sight.begin; key < sight.end; key += BLOCK) {
-      product(BLOCK, BLOCK, width, keys.k.get() + key * width, width, q_columns.get(), BLOCK,
+    const Visible visible(r.bounds + 2 * at, count);
+    for (int64_t key = visible.begin; key < visible.end; key += BLOCK) {
+      matmul(BLOCK, BLOCK, width, keys.k.get() + key * width, width, q_columns.get(), BLOCK,
               scores.get(), BLOCK, false);
-      product(BLOCK, BLOCK, values, keys.v.get() + key * values, values, grad_columns.get(), BLOCK,
-              slopes.get(), BLOCK, false);
-      if (sight.full(key)) differentiate<true>(sight, key);
-      else differentiate<false>(sight, key);
-      product(BLOCK, values, BLOCK, weights.get(), BLOCK, grad_rows.get(), values,
+      matmul(BLOCK, BLOCK, values, keys.v.get() + key * values, values, grad_columns.get(), BLOCK,
+              grad_weights.get(), BLOCK, false);
+      if (visible.full(key)) differentiate<true>(visible, key);
+      else differentiate<false>(visible, key);
+      matmul(BLOCK, values, BLOCK, weights.get(), BLOCK, grad_rows.get(), values,
               grad_v.get() + key * values, values, true);
-      product(BLOCK, width, BLOCK, changes.get(), BLOCK, q_rows.get(), width,
+      matmul(BLOCK, width, BLOCK, grad_scores.get(), BLOCK, q_rows.get(), width,
               grad_k.get() + key * width, width, true);
-      product(width, BLOCK, BLOCK, keys.turned.get() + key * keys.size, BLOCK, change_pairs.get(),
-              BLOCK, grad_q.get(), BLOCK, key > sight.begin);
+      matmul(width, BLOCK, BLOCK, keys.turned.get() + key * keys.size, BLOCK, grad_score_pairs.get(),
+              BLOCK, grad_q.get(), BLOCK, key > visible.begin);
     }
     Floats scales[PARTS];
     for (Floats &one : scales) one = all(r.scale);
@@ -393,21 +404,21 @@ struct Backward {
   }
 
   template <bool FULL>
-  void differentiate(const Sight &sight, int64_t key) {
+  void differentiate(const Visible &visible, int64_t key) {
     const Floats rate = all(r.scale * LOG2_E);
     for (int64_t i = 0; i < BLOCK; i += 2)
       for (int64_t n = 0; n < PARTS; n++) {
-        const Floats logsum = load(logsums + n * LANES), mean = load(means + n * LANES);
+        const Floats logsum = load(logsums + n * LANES), mean = load(delta + n * LANES);
         Floats change[2];
         for (int64_t j = 0; j < 2; j++) {
           const int64_t place = (i + j) * BLOCK + n * LANES;
           Floats weight = power_of_two(fma(load(scores.get() + place), rate, Floats{} - logsum));
-          if (!FULL) weight = sight.masked(weight, n, key + i + j, 0);
-          change[j] = weight * (load(slopes.get() + place) - mean);
+          if (!FULL) weight = visible.masked(weight, n, key + i + j, 0);
+          change[j] = weight * (load(grad_weights.get() + place) - mean);
           narrow(weight, weights.get() + place);
-          narrow(change[j], changes.get() + place);
+          narrow(change[j], grad_scores.get() + place);
         }
-        store(change_pairs.get() + i / 2 * BLOCK + n * LANES, pair(change[0], change[1]));
+        store(grad_score_pairs.get() + i / 2 * BLOCK + n * LANES, pair(change[0], change[1]));
       }
   }
 

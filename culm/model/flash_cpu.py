@@ -29,7 +29,8 @@ def flash_cpu(q: Tensor, k: Tensor, v: Tensor, context: Context, rule: ScoreRule
         OSError: this machine cannot compile or run it; the message says why.
     """
     scale = q.shape[3] ** -0.5 if rule.scale is None else rule.scale
-    return _forward(q, k, v, bounds_of(context, rule), scale)[0]
+    bounds = bounds_of(context, rule).expand(len(q), -1, -1)
+    return _forward(q, k, v, bounds, scale, context.causal)[0]
 
 
 def bounds_of(context: Context, rule: ScoreRule) -> Tensor:
@@ -45,8 +46,8 @@ def bounds_of(context: Context, rule: ScoreRule) -> Tensor:
         ends = places.where(torch.cat((new, edge), 1), length)
         last = ends.flip(1).cummin(1).values.flip(1)
     if rule.window is not None:
-        first = first.maximum(places - (rule.window - 1))
-        last = last.minimum(places + (rule.window - 1))
+        others = min(rule.window, length) - 1
+        first, last = first.maximum(places - others), last.minimum(places + others)
     return torch.stack((first, last.minimum(places) if context.causal else last), -1)
 
 
@@ -67,7 +68,7 @@ class _Rows(ctypes.Structure):
     """`Rows` in `flash_cpu.cpp`."""
 
     _fields_ = (
-        *((name, c_void_p) for name in ("q", "k", "v", "bounds", "out", "logsum")),
+        *((name, c_void_p) for name in ("q", "k", "v", "bounds", "out", "rest", "logsum")),
         *((name, c_void_p) for name in ("grad_out", "grad_q", "grad_k", "grad_v")),
         *((name, c_int64) for name in ("batch", "length", "heads", "kv_heads", "width", "values")),
         ("scale", c_float),
@@ -77,44 +78,61 @@ class _Rows(ctypes.Structure):
 def _rows(scale: float, *tensors: Tensor) -> _Rows:
     """tensors: contiguous, in the order of the fields."""
     (B, T, H, D), (K, Dv) = tensors[0].shape, tensors[2].shape[2:]
-    pointers = [t.data_ptr() for t in tensors] + [None] * (10 - len(tensors))
+    pointers = [t.data_ptr() for t in tensors] + [None] * (11 - len(tensors))
     return _Rows(*pointers, B, T, H, K, D, Dv, scale)
 
 
 @torch.library.custom_op("culm::flash_cpu", mutates_args=())
 def _forward(
-    q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, scale: float
-) -> tuple[Tensor, Tensor]:
-    """Attention (B, T, H, Dv), and log of the sum of exp(scores) (B, H, T) fp32."""
+    q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, scale: float, causal: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Attention (B, T, H, Dv), what rounding took from it, and log of the sum of exp(scores)
+    (B, H, T) fp32. causal: for the count of FLOPs.
+
+    Raises:
+        TypeError: not bf16.
+        ValueError: shapes that do not belong together.
+    """
+    _check(q, k, v, bounds)
+    q, k, v, bounds = (x.contiguous() for x in (q, k, v, bounds))
+    made = _outputs(q, v)
+    rows = _rows(scale, q, k, v, bounds, *made)
+    library().culm_flash_forward(ctypes.byref(rows), torch.get_num_threads())
+    return made
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor) -> None:
     if not q.dtype == k.dtype == v.dtype == torch.bfloat16:
         raise TypeError(f"flash_cpu is for bfloat16, and these are {q.dtype}; use blocks")
-    q, k, v, bounds = (x.contiguous() for x in (q, k, v, bounds))
-    out, logsum = _like(q, v), q.new_empty(len(q), q.shape[2], q.shape[1], dtype=torch.float32)
-    rows = _rows(scale, q, k, v, bounds, out, logsum)
-    library().culm_flash_forward(ctypes.byref(rows), torch.get_num_threads())
-    return out, logsum
+    (B, T, H, D), K = q.shape, k.shape[2]
+    if k.shape != (B, T, K, D) or v.shape[:3] != k.shape[:3] or H % K:
+        shapes = ", ".join(str(tuple(x.shape)) for x in (q, k, v))
+        raise ValueError(f"flash_cpu: shapes of q, k and v do not belong together: {shapes}")
+    if bounds.shape != (B, T, 2) or bounds.dtype != torch.int32:
+        raise ValueError(f"flash_cpu: bounds are {tuple(bounds.shape)} {bounds.dtype}")
+
+
+def _outputs(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    out, rest = (q.new_empty(*q.shape[:3], v.shape[3]) for _ in range(2))
+    return out, rest, q.new_empty(len(q), q.shape[2], q.shape[1], dtype=torch.float32)
 
 
 @torch.library.custom_op("culm::flash_cpu_back", mutates_args=())
 def _backward(
-    q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, out: Tensor, logsum: Tensor, grad: Tensor,
-    scale: float,
+    q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, out: Tensor, rest: Tensor, logsum: Tensor,
+    grad: Tensor, scale: float, causal: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The gradients of q, k and v."""
-    given = [x.contiguous() for x in (q, k, v, bounds, out, logsum, grad)]
+    given = [x.contiguous() for x in (q, k, v, bounds, out, rest, logsum, grad)]
     grad_q, grad_k, grad_v = (torch.empty_like(x) for x in given[:3])
     rows = _rows(scale, *given, grad_q, grad_k, grad_v)
     library().culm_flash_backward(ctypes.byref(rows), torch.get_num_threads())
     return grad_q, grad_k, grad_v
 
 
-def _like(q: Tensor, v: Tensor) -> Tensor:
-    return q.new_empty(*q.shape[:3], v.shape[3])
-
-
 @_forward.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    return _like(q, v), q.new_empty(len(q), q.shape[2], q.shape[1], dtype=torch.float32)
+def _(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return _outputs(q, v)
 
 
 @_backward.register_fake
@@ -122,29 +140,31 @@ def _(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.scale = inputs
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    *tensors, ctx.scale, ctx.causal = inputs
     ctx.save_for_backward(*tensors, *output)
-    ctx.mark_non_differentiable(output[1])
+    ctx.mark_non_differentiable(*output[1:])
 
 
-def _differentiate(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    return *_backward(*ctx.saved_tensors, grad, ctx.scale), None, None
+def _differentiate(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    return *_backward(*ctx.saved_tensors, grad, ctx.scale, ctx.causal), None, None, None
 
 
 _forward.register_autograd(_differentiate, setup_context=_keep)
 
 
-def _flops(q: tuple[int, ...], k: Any, v: tuple[int, ...], *_: Any, **__: Any) -> int:
-    """FLOPs of the scores of causal rows and of the sums of values: two per multiply-add."""
+def _flops(q: tuple[int, ...], k: Any, v: tuple[int, ...], *given: Any, **_: Any) -> int:
+    """FLOPs of visible scores and of the sums of values, two per multiply-add; documents and
+    windows are not known here.
+    """
     rows, length, heads, width = q
-    return rows * heads * length * (length + 1) * (width + v[3])
+    scores = length * (length + 1) // 2 if given[-1] else length * length
+    return 2 * rows * heads * scores * (width + v[3])
 
 
-def _back_flops(q: tuple[int, ...], k: Any, v: tuple[int, ...], *_: Any, **__: Any) -> int:
+def _back_flops(*given: Any, **_: Any) -> int:
     """FLOPs of the gradients; those of the scores, which are computed again, are not counted."""
-    rows, length, heads, width = q
-    return 2 * rows * heads * length * (length + 1) * (width + v[3])
+    return 2 * _flops(*given)
 
 
 FLOPS: dict[Any, Callable[..., int]] = {  # in the form of torch.utils.flop_counter

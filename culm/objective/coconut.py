@@ -168,7 +168,7 @@ def _laid_out(
     questions: Sequence[list[int]], middle: list[int], written: Sequence[list[int]], batch: Batch,
     count: int,
 ) -> Batch:  # fmt: skip
-    """question, padding, thoughts, what is written, padding; what is written is learned."""
+    """padding, question, thoughts, what is written, padding; what is written is learned."""
     width = max(map(len, questions))
     length = width + len(middle) + max(map(len, written))
     shape = (len(questions), length)
@@ -176,8 +176,7 @@ def _laid_out(
     positions, real = torch.zeros_like(tokens), torch.zeros(shape, dtype=torch.bool)
     for row, (question, said) in enumerate(zip(questions, written, strict=True)):
         own = [*question, *middle, *said]
-        rest = len(own) - len(question)
-        columns = torch.cat((torch.arange(len(question)), torch.arange(width, width + rest)))
+        columns = torch.arange(len(own)) + width - len(question)
         tokens[row, columns] = torch.tensor(own)
         positions[row, columns], real[row, columns] = torch.arange(len(own)), True
         before = columns[len(own) - len(said) - 1 : -1]

@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from culm.batch import Batch
 from culm.model import flash_cpu, grouped
 from culm.model.attention.part import AttentionModule
-from culm.model.backend import choose_backend
+from culm.model.backend import Choice, choose_backend
 from culm.model.score_rule import Backend
 from culm.optim.groups import trainable
 
@@ -111,13 +111,17 @@ def _added_matmul(total, a, b, **_: object) -> int:
     return 2 * a[0] * a[1] * b[1]
 
 
-def set_default_backend(objective: nn.Module, gpu: bool, dtype: torch.dtype) -> None:
-    """Give each attention the backend that it will have on a GPU, or on this CPU, by default."""
+def set_backend(objective: nn.Module, wanted: Choice, gpu: bool, dtype: torch.dtype) -> None:
+    """Give each attention the backend that it will have on this CPU, or by default on a GPU.
+
+    Raises:
+        SettingError: the wanted backend cannot run on this CPU.
+    """
     device = torch.device("cuda" if gpu else "cpu")
-    backend: Backend = "sdpa" if gpu else choose_backend(device, dtype=dtype, training=True)
+    backend: Backend = "sdpa" if gpu else choose_backend(device, wanted, dtype, training=True)
     for module in objective.modules():
-        if isinstance(module, AttentionModule) and module.serves(backend, device):
-            module.backend = backend
+        if isinstance(module, AttentionModule):
+            module.backend = backend if module.serves(backend, device) else "blocks"
 
 
 def training_flops(objective: nn.Module, batch: Batch) -> int:

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from culm.batch import Batch
 from culm.dtype import activations_of
-from culm.model.backend import place
+from culm.model.backend import Choice, place
 from culm.model.transformer import TransformerConfig
 from culm.objective.next_token import NextToken, NextTokenObjective
 from culm.optim.optimizer import OptimizerConfig
-from culm.plan.dry_run import ONES, meta_batch, set_default_backend, training_flops
+from culm.plan.dry_run import ONES, meta_batch, set_backend, training_flops
 
 TOKENS = 1024  # of the trial; fewer do not fill the device
 VOCABULARY = 4096  # of the trial; the head of a large model would take longer than its layer
@@ -70,8 +70,9 @@ def speed_of(
 
 
 def training_rate(
-    config: TransformerConfig, device: torch.device, precision: str, context: int
-) -> float:
+    config: TransformerConfig, device: torch.device, precision: str, context: int,
+    backend: Choice = "auto",
+) -> float:  # fmt: skip
     """FLOP/s of forward and backward through a layer of these settings.
 
     Everything but matmuls (norms, rotations, softmax) is in the time only, so a run's FLOPs
@@ -81,8 +82,8 @@ def training_rate(
     config = config.model_copy(update=smaller)
     context = min(context, TOKENS)
     rows = max(1, TOKENS // context)
-    model = place(config.build(device=device), device, activations_of(precision))
-    flops = _flops(config, rows, context, device, precision)
+    model = place(config.build(device=device), device, activations_of(precision), backend)
+    flops = _flops(config, rows, context, device, precision, backend)
     return flops / _best_time(_passes(NextTokenObjective(NextToken(), model), rows, context))
 
 
@@ -107,10 +108,11 @@ def step_overhead(
 
 
 def _flops(
-    config: TransformerConfig, rows: int, context: int, device: torch.device, precision: str
-) -> float:
+    config: TransformerConfig, rows: int, context: int, device: torch.device, precision: str,
+    backend: Choice = "auto",
+) -> float:  # fmt: skip
     hollow = NextTokenObjective(NextToken(), config.build(device="meta"))
-    set_default_backend(hollow, device.type == "cuda", activations_of(precision))
+    set_backend(hollow, backend, device.type == "cuda", activations_of(precision))
     return training_flops(hollow, meta_batch(rows, context))
 
 

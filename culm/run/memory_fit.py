@@ -14,7 +14,7 @@ from culm.dtype import activations_of
 from culm.exits import OutOfMemory
 from culm.objective.objective import Objective
 from culm.parallel.parallelize import parallelize
-from culm.plan.dry_run import set_default_backend
+from culm.plan.dry_run import set_backend
 from culm.plan.layout import Layout
 from culm.plan.memory_fit import ROOM, Fit, advice, largest_fit
 from culm.plan.needs import needs_of
@@ -46,7 +46,8 @@ class Planned:
         self.step = step_of(config, context_of(config, model), layout, sequences)
         load = ModelLoader(config, META, compared=False)
         self.objective: Objective = build_objective(config, model, META, load)
-        set_default_backend(self.objective, gpu, activations_of(config.train.precision))
+        dtype = activations_of(config.train.precision)
+        set_backend(self.objective, config.train.attention_backend, gpu, dtype)
         own = set(self.objective.models().values())
         self.others: list[nn.Module] = [one for one in load.loaded if one not in own]
 

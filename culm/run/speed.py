@@ -5,7 +5,7 @@ from __future__ import annotations
 from culm import log
 from culm.dtype import activations_of
 from culm.objective.objective import Objective
-from culm.plan.dry_run import set_default_backend
+from culm.plan.dry_run import set_backend
 from culm.plan.layout import Layout
 from culm.plan.utilisation import flops_per_token, peak_rate
 from culm.rollout.buffer import Rollouts
@@ -25,7 +25,8 @@ def speed_of(run: Assembly, hollow: Objective, rows: RunData) -> Speed:
         return Speed(run.device)
     precision = precision_of(run.config, run.device)
     step = step_of(run.config, run.context, Layout(), sequences_of(rows))
-    set_default_backend(hollow, run.device.type == "cuda", activations_of(precision))
+    gpu, wanted = run.device.type == "cuda", run.config.train.attention_backend
+    set_backend(hollow, wanted, gpu, activations_of(precision))
     try:
         each = flops_per_token(hollow, step)
     except Exception as error:  # of anyone's objective, that wants numbers

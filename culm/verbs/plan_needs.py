@@ -16,10 +16,11 @@ from torch import nn
 
 from culm.device import memory_bytes
 from culm.dtype import activations_of
+from culm.model.backend import Choice
 from culm.model.transformer import Transformer
 from culm.objective.objective import Objective
 from culm.parallel.parallelize import parallelize
-from culm.plan.dry_run import set_default_backend
+from culm.plan.dry_run import set_backend
 from culm.plan.layout import Layout, bytes_of
 from culm.plan.memory_fit import ROOM, Fit, advice, largest_fit
 from culm.plan.model import forward_flops
@@ -137,12 +138,13 @@ def _show(
     others: models that the objective does not own.
     """
     train, memory = config.train, machine.memory
-    set_default_backend(objective, machine.is_gpu, activations_of(train.precision))
+    backend, dtype = train.attention_backend, activations_of(train.precision)
+    found.attempt(lambda: set_backend(objective, backend, machine.is_gpu, dtype))
     whole = copy.deepcopy(objective)
     parallelize(objective, activation_checkpointing=train.activation_checkpointing)
     needs = needs_of(objective, train.optimizer, step, others)
     fits = memory is None or needs.memory.total <= memory
-    rate = _rate(machine, objective.model, step.context) if fits else 0.0
+    rate = _rate(machine, objective.model, step.context, backend) if fits else 0.0
     taken = _taken(config, needs, objective, step, others, machine) if fits else needs.memory.total
     flops_per_step = needs.flops + _sampling_flops(config, objective.model, step.context)
     rows, fit = _needs(config, needs, taken, flops_per_step, step, str(machine)), None
@@ -189,11 +191,11 @@ def _time(config: RunConfig, flops_per_step: float, rate: float, target: Target 
     return f"{about} {duration(seconds)}, at the {flops(rate)}/s of {source}"
 
 
-def _rate(machine: Machine, model: Transformer, context: int) -> float:
+def _rate(machine: Machine, model: Transformer, context: int, backend: Choice) -> float:
     """FLOP/s of a device."""
     if machine.target is not None:
         return machine.target.rate(machine.precision)
-    return training_rate(model.config, machine.device, machine.precision, context)
+    return training_rate(model.config, machine.device, machine.precision, context, backend)
 
 
 def _needs(

@@ -149,6 +149,36 @@ def test_without_latents_it_is_next_token(rows: Batch) -> None:
         assert torch.equal(own.mean(batch.counts), other.mean(batch.counts))
 
 
+@pytest.mark.parametrize(("thoughts_", "stage"), [("latent", 0), ("pause", 2), ("words", 0)])
+def test_questions_of_any_length_are_one_document_for_every_backend(
+    tmp_path: Path, thoughts_: str, stage: int
+) -> None:
+    """A document is a run of neighbours: nothing may stand between a question and its answer."""
+    answers = {"steps": ["one step.", "another."], "answer": "yes it is"}
+    records = [{"question": "Is it so? " * times, **answers} for times in (1, 3, 7, 4)]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records))
+    prepared = tmp_path / "p"
+    prepare(
+        open_source(str(tmp_path / "t.jsonl")), ThoughtsFormat(), TOKENIZER, prepared, held_out=0
+    )
+    [rows] = Loader(Prepared.open(prepared), 128, 4, 4, seed=0).step(0)
+    batch = staged(rows, Coconut(stages=4, thoughts=thoughts_), stage, VOCABULARY)
+    assert batch.documents is not None
+    assert len({int((row == 0).sum()) for row in batch.documents}) > 1
+    for row in batch.documents:
+        assert (row == 0).nonzero()[:, 0].diff().unique().tolist() == [1]
+    model, found = model_of(), []
+    for dtype, backend in ((torch.float32, "blocks"), (torch.bfloat16, "flash_cpu")):
+        model.dtype = dtype
+        try:
+            model.set_backend(backend)
+            states = thinking_states(model, batch.tokens, _context(batch), 0, 0)
+        except OSError as error:
+            pytest.skip(str(error))
+        found.append(float(-model.hidden_logprobs(states, batch.targets).sum().detach()))
+    assert found[1] == pytest.approx(found[0], rel=5e-4)
+
+
 def test_gradients_reach_the_question_through_thoughts_alone(rows: Batch) -> None:
     """Were the question hidden from what follows, its embeddings would still learn from thoughts:
     the gradient by way of the last latent is there.

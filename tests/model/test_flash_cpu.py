@@ -66,7 +66,7 @@ def check(shape: str, rule: ScoreRule, packed: bool, causal: bool) -> None:
     found = results("flash_cpu", inputs, grad, context, rule)
     for ours, theirs in zip(found, exact, strict=True):
         assert (ours.dtype, ours.shape) == (torch.bfloat16, theirs.shape)
-        assert (ours - theirs).norm() <= 0.007 * theirs.norm() + 1e-6
+        assert (ours - theirs).norm() <= 0.007 * theirs.norm() + 1e-4
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -165,13 +165,63 @@ def test_it_is_an_operator_like_those_of_torch() -> None:
     """Its shapes, strides and gradients hold for fake tensors, autograd and the compiler."""
     q, k, v = drawn((2, 9, 4, 8), (2, 9, 2, 8), (2, 9, 2, 16))
     bounds = bounds_of(Context(torch.arange(9).expand(2, -1)), ScoreRule())
-    torch.library.opcheck(torch.ops.culm.flash_cpu, (q, k, v, bounds, 0.5))
+    torch.library.opcheck(torch.ops.culm.flash_cpu, (q, k, v, bounds, 0.5, True))
 
 
-def test_flops_are_those_of_visible_scores() -> None:
-    q, k, v = drawn((2, 9, 4, 8), (2, 9, 2, 8), (2, 9, 2, 16))
+@pytest.mark.parametrize(("causal", "scores"), [(True, 45), (False, 81)])
+def test_flops_are_those_of_visible_scores(causal: bool, scores: int) -> None:
+    inputs = drawn((2, 9, 4, 8), (2, 9, 2, 8), (2, 9, 2, 16))
+    context = Context(torch.arange(9).expand(2, -1), causal=causal)
     with counting_matmuls() as counted:
-        attend(
-            q, k, v, Context(torch.arange(9).expand(2, -1)), backend="flash_cpu"
-        ).sum().backward()
-    assert counted.get_total_flops() == 3 * 2 * 2 * 4 * 45 * (8 + 16)
+        attend(*inputs, context, backend="flash_cpu").sum().backward()
+    assert counted.get_total_flops() == 3 * 2 * 2 * 4 * scores * (8 + 16)
+
+
+def test_one_key_that_has_nearly_all_weight() -> None:
+    """As attention sinks have: dP - sum(dO O) cancels there, which needs more of O than bf16."""
+    inputs, context = (
+        drawn(*((1, 128, heads, 64) for heads in (4, 2, 2))),
+        context_of(1, 128, False, True),
+    )
+    with torch.no_grad():
+        inputs[0][..., 0] = 8
+        inputs[1][:, 0, :, 0] = 16
+    (grad,) = drawn((1, 128, 4, 64))
+    exact = results("blocks", [x.float() for x in inputs], grad, context)
+    found = results("flash_cpu", inputs, grad, context)
+    for ours, theirs in zip(found, exact, strict=True):
+        assert (ours - theirs).norm() <= 0.02 * theirs.norm()
+
+
+def test_positions_of_one_row_are_those_of_all() -> None:
+    q, k, v = (x.detach() for x in drawn(*((3, 70, heads, 16) for heads in (4, 2, 2))))
+    context, rule = Context(torch.arange(70)[None]), ScoreRule(window=2**31 - 1)
+    found = attend(q, k, v, context, rule, "flash_cpu")
+    torch.testing.assert_close(found, attend(q, k, v, context, rule, "blocks"), atol=0.03, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [((4, 3), (4, 2), (4, 2)), ((4, 4), (3, 2), (3, 2)), ((4, 4), (4, 2), (4, 1))],
+    ids=["heads", "keys", "values"],
+)
+def test_shapes_that_do_not_belong_together_are_refused(
+    shapes: tuple[tuple[int, int], ...],
+) -> None:
+    q, k, v = (torch.zeros(1, *shape, 8, dtype=torch.bfloat16) for shape in shapes)
+    with pytest.raises(ValueError, match="shapes of q, k and v do not belong together"):
+        attend(q, k, v, Context(torch.arange(4)[None]), backend="flash_cpu")
+
+
+def test_what_is_no_number_stays_in_its_row() -> None:
+    q, k, v = (x.detach() for x in drawn(*((1, 128, heads, 16) for heads in (2, 1, 1))))
+    k[:, 100] *= 50  # so that the largest score of later queries rises in the second block
+    expected = attend(q, k, v, Context.plain(q), backend="flash_cpu")
+    q[:, 110] = torch.nan
+    found = attend(q, k, v, Context.plain(q), backend="flash_cpu")
+    assert found[:, 110].isnan().all()
+    others = torch.arange(128) != 110
+    assert torch.equal(found[:, others], expected[:, others])
+    q.fill_(-1e30)
+    k.fill_(1e30)
+    assert attend(q, k, v, Context.plain(q), backend="flash_cpu").isnan().all()

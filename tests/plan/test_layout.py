@@ -13,7 +13,7 @@ from culm.objective.next_token import NextToken
 from culm.optim.adamw import AdamW
 from culm.parallel.checkpointing import checkpoint_blocks
 from culm.parallel.settings import ParallelConfig
-from culm.plan.dry_run import dry_run, meta_batch, set_default_backend
+from culm.plan.dry_run import dry_run, meta_batch, set_backend
 from culm.plan.layout import Layout
 from culm.plan.needs import Needs, Step, needs_of
 from culm.run.settings import read_run
@@ -68,7 +68,7 @@ def test_a_gpu_stores_no_scores_of_attention() -> None:
         objective = build(NextToken(), WIDE.build(device="meta"))
         objective.model.dtype = torch.bfloat16
         blocks = dry_run(objective, meta_batch(1, length, packed=False)).bytes
-        set_default_backend(objective, True, torch.bfloat16)
+        set_backend(objective, "auto", True, torch.bfloat16)
         flash = dry_run(objective, meta_batch(1, length, packed=False)).bytes
         assert flash < 0.5 * blocks
         checkpoint_blocks(objective)
@@ -87,7 +87,7 @@ def test_a_run_on_a_cluster_is_planned_in_seconds(run: str, processes: int) -> N
     config, _ = read_run(run, [])
     objective = config.train.objective.build(config.model.build(device="meta"), None, 0)
     objective.model.dtype = torch.bfloat16
-    set_default_backend(objective, True, torch.bfloat16)
+    set_backend(objective, "auto", True, torch.bfloat16)
     checkpoint_blocks(objective)
     train, layout = config.train, Layout(config.parallel, processes)
     step = Step(config.model.context, train.batch_size, train.at_once, layout=layout)

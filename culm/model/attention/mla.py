@@ -95,9 +95,9 @@ class LatentAttention(AttentionModule):
         return (self.config.heads,)
 
     def serves(self, backend: Backend, device: torch.device) -> bool:
-        c = self.config  # flash kernels need values of the size of keys
+        c = self.config  # flash kernels of a GPU need values of the size of keys
         alike = c.head_dim + c.rope_dim == c.value_dim
-        return serves(backend, self.rule, device) and (alike or not backend.startswith("flash"))
+        return serves(backend, self.rule, device) and (alike or backend not in ("flash2", "flash3"))
 
     def forward(self, x: Tensor, context: LayerContext, cache: LayerCache | None) -> Tensor:
         q, rotated = self._queries(x, context)
