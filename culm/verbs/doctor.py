@@ -54,8 +54,10 @@ def show_doctor(name: str = "auto") -> bool:
 def _show(console: Console, heading: str | None, rows: Iterable[tuple[str, str]]) -> None:
     if heading is not None:
         console.print(f"\n[bold]{heading}[/]")
-    for label, value in rows:
-        console.print(f"{label:<{WIDTH}}{value}", markup=False)
+    found = list(rows)
+    width = max(WIDTH, *(len(label) + 2 for label, _ in found))
+    for label, value in found:
+        console.print(f"{label:<{width}}{value}", markup=False)
 
 
 def _machine(device: torch.device) -> Iterator[tuple[str, str]]:
