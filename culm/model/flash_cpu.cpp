@@ -17,7 +17,6 @@
 #include <cmath>
 #include <memory>
 #include <new>
-#include <vector>
 
 constexpr int64_t BLOCK = 64;  // queries and keys of a block
 constexpr int64_t STEP = 32;   // what sizes are filled up to, with zeros
@@ -34,7 +33,7 @@ using Pair = int32_t;
 
 // c (rows, columns) = or += a (rows, inner) b (inner, columns)
 static void vector_matmul(int64_t rows, int64_t columns, int64_t inner, const bf16 *a, int64_t a_row,
-                           const Pair *b, int64_t b_row, float *c, int64_t c_row, bool add) {
+                          const Pair *b, int64_t b_row, float *c, int64_t c_row, bool add) {
   constexpr int HIGH = FEW ? 4 : 8, WIDE = FEW ? 1 : 2;
   for (int64_t n = 0; n < columns; n += WIDE * LANES)
     for (int64_t m = 0; m < rows; m += HIGH) {
@@ -60,7 +59,7 @@ static void vector_matmul(int64_t rows, int64_t columns, int64_t inner, const bf
 #ifdef CULM_AMX
 
 static void tile_matmul(int64_t rows, int64_t columns, int64_t inner, const bf16 *a, int64_t a_row,
-                         const Pair *b, int64_t b_row, float *c, int64_t c_row, bool add) {
+                        const Pair *b, int64_t b_row, float *c, int64_t c_row, bool add) {
   asm volatile("" ::: "memory");  // GCC does not know that a tile is read from memory
   for (int64_t m = 0; m < rows; m += 32)
     for (int64_t n = 0; n < columns; n += 32) {
@@ -96,7 +95,7 @@ static void tile_matmul(int64_t rows, int64_t columns, int64_t inner, const bf16
 }
 
 static void matmul(int64_t rows, int64_t columns, int64_t inner, const bf16 *a, int64_t a_row,
-                    const Pair *b, int64_t b_row, float *c, int64_t c_row, bool add) {
+                   const Pair *b, int64_t b_row, float *c, int64_t c_row, bool add) {
   const auto chosen = tiles_allowed() ? tile_matmul : vector_matmul;
   chosen(rows, columns, inner, a, a_row, b, b_row, c, c_row, add);
 }
@@ -183,8 +182,8 @@ static inline Floats power_of_two(Floats x) {
 // Which keys a block of queries sees.
 struct Visible {
   Ints first[PARTS], last[PARTS];
-  int64_t begin = INT32_MAX, end = 0;        // all blocks between are seen by somebody
-  int64_t full_from = 0, full_to = INT32_MAX;  // keys that all of the queries see
+  int64_t begin = INT32_MAX, end = 0;          // some query sees each block in between
+  int64_t full_from = 0, full_to = INT32_MAX;  // every query sees the keys in between
 
   Visible(const int32_t *bounds, int64_t count) {
     int32_t firsts[BLOCK], lasts[BLOCK];
@@ -281,12 +280,12 @@ struct Forward {
     for (int64_t n = 0; n < PARTS; n++) row_max[n] = all(LOWEST), row_sum[n] = Floats{};
     for (int64_t key = visible.begin; key < visible.end; key += BLOCK) {
       matmul(BLOCK, BLOCK, keys.width, keys.k.get() + key * keys.width, keys.width, queries.get(),
-              BLOCK, scores.get(), BLOCK, false);
+             BLOCK, scores.get(), BLOCK, false);
       const bool later = key > visible.begin;
       if (visible.full(key)) weigh<true>(visible, key, later);
       else weigh<false>(visible, key, later);
       matmul(keys.values, BLOCK, BLOCK, keys.turned.get() + key * keys.size, BLOCK, weights.get(),
-              BLOCK, out.get(), BLOCK, later);
+             BLOCK, out.get(), BLOCK, later);
     }
     float *logsum = r.logsum + (row * r.heads + head) * r.length + start;
     for (int64_t n = 0; n < PARTS; n++) {
@@ -331,7 +330,7 @@ struct Forward {
     float rises = 0;
     for (int64_t n = 0; n < PARTS; n++) {
       factors[n] = power_of_two(row_max[n] - highest[n]);
-      rises += sum(highest[n] - row_max[n]);  // NaN if one is, which is no reason to leave out the others
+      rises += sum(highest[n] - row_max[n]);  // NaN if one is; the others rise all the same
       row_sum[n] = fma(row_sum[n], factors[n], totals[n]);
       row_max[n] = highest[n];
     }
@@ -386,17 +385,17 @@ struct Backward {
     const Visible visible(r.bounds + 2 * at, count);
     for (int64_t key = visible.begin; key < visible.end; key += BLOCK) {
       matmul(BLOCK, BLOCK, width, keys.k.get() + key * width, width, q_columns.get(), BLOCK,
-              scores.get(), BLOCK, false);
+             scores.get(), BLOCK, false);
       matmul(BLOCK, BLOCK, values, keys.v.get() + key * values, values, grad_columns.get(), BLOCK,
-              grad_weights.get(), BLOCK, false);
+             grad_weights.get(), BLOCK, false);
       if (visible.full(key)) differentiate<true>(visible, key);
       else differentiate<false>(visible, key);
       matmul(BLOCK, values, BLOCK, weights.get(), BLOCK, grad_rows.get(), values,
-              grad_v.get() + key * values, values, true);
+             grad_v.get() + key * values, values, true);
       matmul(BLOCK, width, BLOCK, grad_scores.get(), BLOCK, q_rows.get(), width,
-              grad_k.get() + key * width, width, true);
+             grad_k.get() + key * width, width, true);
       matmul(width, BLOCK, BLOCK, keys.turned.get() + key * keys.size, BLOCK, grad_score_pairs.get(),
-              BLOCK, grad_q.get(), BLOCK, key > visible.begin);
+             BLOCK, grad_q.get(), BLOCK, key > visible.begin);
     }
     Floats scales[PARTS];
     for (Floats &one : scales) one = all(r.scale);
