@@ -6,7 +6,8 @@ The attention backend is set from outside (`Trunk.set_backend`), never guessed i
     flex    torch's FlexAttention, compiled: every rule without a matrix of scores
     flash2  FlashAttention on a GPU, documents as sequences: no mask in memory
     flash3  its third version, on the GPUs that support it
-    flash_cpu   the same on a CPU, in bf16: several times as fast there as any other
+    flash_cpu   its algorithm on a CPU, in bf16; what a model computes in fp32 all the same, as a
+                part that decides where patches end, is for blocks
     blocks  queries in blocks, each with its causal prefix: every rule, on every device; on a CPU
             this skips up to half of the masked scores, which sdpa computes, and torch.compile
             fuses it. Over a cache, which is not compiled, the blocks use sdpa on a CPU
@@ -59,7 +60,9 @@ def attend(
     if context.sequence is not None:
         return context.sequence.attend(q, k, v, rule, backend)
     if backend == "flash_cpu":
-        return flash_cpu(q, k, v, context, rule)
+        if q.dtype == torch.bfloat16:
+            return flash_cpu(q, k, v, context, rule)
+        backend = "blocks"
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, H, T, D)
     if backend == "flex":
         from culm.model.flex import flex

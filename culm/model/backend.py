@@ -80,6 +80,8 @@ def choose_backend(
 @torch.enable_grad()
 def trial(device: torch.device, backend: Backend, dtype: torch.dtype, training: bool) -> str | None:
     """Why a backend fails on two small rows of documents here; None if it works."""
+    if backend == "flash_cpu" and dtype != torch.bfloat16:
+        return "it is for bfloat16"
     places, rule = torch.arange(64).expand(2, -1), ScoreRule(window=8)
     positions, documents = places % 40, places // 40
     random = torch.Generator().manual_seed(0)

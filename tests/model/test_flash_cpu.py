@@ -5,8 +5,10 @@ import torch
 from torch import Tensor
 
 from culm import compiled
+from culm.config import SettingError
 from culm.model import flash_cpu as module
 from culm.model.attend import attend
+from culm.model.backend import choose_backend
 from culm.model.context import Context
 from culm.model.flash_cpu import bounds_of
 from culm.model.score_rule import Backend, ScoreRule
@@ -155,10 +157,16 @@ def test_what_queries_see() -> None:
     ]
 
 
-def test_other_precisions_are_refused() -> None:
-    q, k, v = (torch.zeros(1, 4, 2, 8) for _ in range(3))
+def test_other_precisions_are_refused_but_within_a_model() -> None:
+    q, k, v = (x.detach().float() for x in drawn(*((1, 4, 2, 8) for _ in range(3))))
+    with pytest.raises(SettingError, match="flash_cpu does not train in float32 on cpu: it is for"):
+        choose_backend(q.device, "flash_cpu", q.dtype, training=True)
     with pytest.raises(TypeError, match=r"flash_cpu is for bfloat16, and these are torch\.float32"):
-        attend(q, k, v, Context.plain(q), backend="flash_cpu")
+        module.flash_cpu(q, k, v, Context.plain(q), ScoreRule())
+    found, expected = (
+        attend(q, k, v, Context.plain(q), backend=b) for b in ("flash_cpu", "blocks")
+    )
+    assert torch.equal(found, expected)
 
 
 def test_it_is_an_operator_like_those_of_torch() -> None:
