@@ -45,7 +45,6 @@ FASTEST_FIRST = (
 )
 
 
-@cache
 def instruction_sets() -> list[InstructionSet]:
     """Those that this machine has and its compiler knows, if there is one; the fastest first."""
     cpu = Path("/proc/cpuinfo")
@@ -56,6 +55,7 @@ def instruction_sets() -> list[InstructionSet]:
     return known or found
 
 
+@cache
 def _compiles(options: tuple[str, ...]) -> bool:
     """Whether the compiler accepts these options."""
     compiler = _compiler()

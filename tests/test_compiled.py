@@ -34,12 +34,12 @@ def test_an_old_compiler_gets_the_fastest_set_that_it_knows(
     )
     old.chmod(0o755)
     monkeypatch.setenv("PATH", str(old.parent), prepend=os.pathsep)
-    compiled.instruction_sets.cache_clear()
+    compiled._compiles.cache_clear()
     try:
         assert refused not in compiled.instruction_set().options
         assert compiled.compiled(source, "a test").one() == 1
     finally:
-        compiled.instruction_sets.cache_clear()
+        compiled._compiles.cache_clear()
 
 
 def test_an_empty_file_is_compiled_again(source: Path) -> None:

@@ -5,6 +5,8 @@ import platform
 import pytest
 
 from culm.engine import fused_library
+from culm.model import flash_cpu
+from culm.model.backend import trial
 from culm.verbs import doctor, doctor_kernels, doctor_numerics
 from culm.verbs.doctor import USES, show_doctor
 
@@ -30,9 +32,12 @@ def test_a_cpu_without_the_fused_step_is_told(
     monkeypatch.setattr(fused_library, "library", fused_library.library.__wrapped__)
     for module in (doctor_kernels, doctor_numerics):
         monkeypatch.setattr(module, "no_library", fused_library.no_library.__wrapped__)
+    monkeypatch.setattr(doctor_kernels, "trial", trial.__wrapped__)
+    monkeypatch.setattr(flash_cpu, "library", flash_cpu.library.__wrapped__)
     show_doctor()
-    line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("decoding"))
-    assert line.endswith(
-        "the fused step: this CPU (riscv64) is neither x86-64 nor ARM with the dot product "
-        "instructions (asimddp)"
+    lines = {line.partition("  ")[0]: line for line in capsys.readouterr().out.splitlines()}
+    reason = (
+        "this CPU (riscv64) is neither x86-64 nor ARM with the dot product instructions (asimddp)"
     )
+    assert lines["decoding"].endswith(f"the fused step: {reason}")
+    assert lines["attention"].endswith(f"flash_cpu: {reason}")
