@@ -160,7 +160,7 @@ def test_a_signal_ends_the_process_with_zero(sign):
         "from culm.serve.http.server import serve; from culm.serve.settings import ServeConfig;"
         "serve(reciter.reciter(), 'r', ServeConfig(port=0), Clients())"
     )
-    paths = [str(here), str(here.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [str(here.parent), str(here.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     process = subprocess.Popen(
         [sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, env=environment
