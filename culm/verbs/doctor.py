@@ -55,7 +55,7 @@ def _show(console: Console, heading: str | None, rows: Iterable[tuple[str, str]]
     if heading is not None:
         console.print(f"\n[bold]{heading}[/]")
     found = list(rows)
-    width = max(WIDTH, *(len(label) + 2 for label, _ in found))
+    width = max([WIDTH, *(len(label) + 2 for label, _ in found)])
     for label, value in found:
         console.print(f"{label:<{width}}{value}", markup=False)
 

@@ -12,7 +12,7 @@ import torch
 
 from culm.adapt.float8 import check_float8
 from culm.dtype import activations_of
-from culm.model.backend import choose_backend
+from culm.model.backend import Choice, choose_backend
 from culm.objective.objective import Objective
 from culm.parallel.check import check_divisible, check_layout, check_micro_batches, check_pipeline
 from culm.parallel.ranks import Ranks
@@ -87,17 +87,17 @@ def assembly_of(
     )  # fmt: skip
 
 
-def try_kernels(found: Findings, config: RunConfig, device: torch.device) -> None:
+def try_kernels(found: Findings, config: RunConfig, device: torch.device) -> Choice:
     """Whether the device has what the precision and the attention need; of a target it is not
-    known.
+    known. Gives the attention backend to plan with, which is not the chosen one if that fails.
     """
     if found.target is not None:
-        return
+        return "auto"
     train = config.train
     if train.precision == "fp8":
         found.attempt(lambda: check_float8(device))
     backend, dtype = train.attention_backend, activations_of(train.precision)
-    found.attempt(lambda: choose_backend(device, backend, dtype, training=True))
+    return found.attempt(lambda: choose_backend(device, backend, dtype, training=True)) or "auto"
 
 
 def try_parts(

@@ -78,6 +78,7 @@ class Machine:
     device: torch.device
     target: Target | None
     precision: str
+    backend: Choice
 
     @property
     def memory(self) -> int | None:
@@ -110,7 +111,7 @@ def show_needs(
     config = with_precision(found, device)
     load = ModelLoader(config, META, tokenizer, compared=then is not None)
     objective = found.attempt(lambda: build_objective(config, model, META, load))
-    try_kernels(found, config, device)
+    backend = try_kernels(found, config, device)
     if objective is None:
         return
     if tokenizer is not None:
@@ -121,7 +122,7 @@ def show_needs(
     context = context if seen is None else seen.context
     step = step_of(config, context, layout, 1 if seen is None else seen.sequences)
     others = [model for model in load.loaded if model not in set(objective.models().values())]
-    machine = Machine(device, found.target, config.train.precision)
+    machine = Machine(device, found.target, config.train.precision, backend)
     flops_per_step, rate = _show(console, found, config, objective, step, others, machine)
     if not found.problems:
         time = _time(config, flops_per_step, found.ranks * rate, found.target)
@@ -138,13 +139,12 @@ def _show(
     others: models that the objective does not own.
     """
     train, memory = config.train, machine.memory
-    backend, dtype = train.attention_backend, activations_of(train.precision)
-    found.attempt(lambda: set_backend(objective, backend, machine.is_gpu, dtype))
+    set_backend(objective, machine.backend, machine.is_gpu, activations_of(train.precision))
     whole = copy.deepcopy(objective)
     parallelize(objective, activation_checkpointing=train.activation_checkpointing)
     needs = needs_of(objective, train.optimizer, step, others)
     fits = memory is None or needs.memory.total <= memory
-    rate = _rate(machine, objective.model, step.context, backend) if fits else 0.0
+    rate = _rate(machine, objective.model, step.context) if fits else 0.0
     taken = _taken(config, needs, objective, step, others, machine) if fits else needs.memory.total
     flops_per_step = needs.flops + _sampling_flops(config, objective.model, step.context)
     rows, fit = _needs(config, needs, taken, flops_per_step, step, str(machine)), None
@@ -191,11 +191,11 @@ def _time(config: RunConfig, flops_per_step: float, rate: float, target: Target 
     return f"{about} {duration(seconds)}, at the {flops(rate)}/s of {source}"
 
 
-def _rate(machine: Machine, model: Transformer, context: int, backend: Choice) -> float:
+def _rate(machine: Machine, model: Transformer, context: int) -> float:
     """FLOP/s of a device."""
     if machine.target is not None:
         return machine.target.rate(machine.precision)
-    return training_rate(model.config, machine.device, machine.precision, context, backend)
+    return training_rate(model.config, machine.device, machine.precision, context, machine.backend)
 
 
 def _needs(
