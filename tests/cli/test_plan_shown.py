@@ -41,6 +41,14 @@ def test_plan_of_reinforcement_shows_questions(culm, model):
     assert "at least" in out
 
 
+def test_an_attention_that_cannot_run_is_listed_once_and_the_needs_all_the_same(culm, text):
+    settings = [*TINY, f"data.path={text}", "data.held_out=0", "train.precision=bf16"]
+    code, out, err = culm("plan", "pretrain", *settings, "train.attention_backend=flex")
+    assert code == 1
+    assert err.count("train.attention_backend: flex does not train in bfloat16 on cpu") == 1
+    assert "activations" in out
+
+
 def test_plan_names_every_fatal_problem(culm, text, tmp_path):
     few = [setting for setting in TINY if not setting.startswith(("train.", "device"))]
     settings = [
